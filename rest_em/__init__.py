@@ -1,0 +1,1 @@
+"""ReST^EM self-training for language models as one restartable command. Start with `algorithm.py`."""

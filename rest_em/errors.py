@@ -1,0 +1,52 @@
+"""Every error that a user can meet, each also a standard-library error.
+
+A message says where, what was found, what is wanted and what to do next. Anything else that escapes
+is a bug of ours and keeps its traceback.
+"""
+
+
+class RestEMError(Exception):
+    """The base of all errors that the command line prints without a traceback."""
+
+
+class RecipeError(RestEMError, ValueError):
+    """Raised when a recipe cannot be read or contradicts itself."""
+
+
+class ProblemError(RestEMError, ValueError):
+    """Raised when a file of problems or few-shot examples cannot be used, or a prompt does not render."""
+
+
+class RewardError(RestEMError, ValueError):
+    """Raised when a reward cannot be imported, fails its canary, or judges too few solutions."""
+
+
+class UnscorableError(RestEMError, ValueError):
+    """Raised *by a reward* that cannot judge a solution, through no fault of the solution.
+
+    The solution is then neither correct nor incorrect: it is not trained on and not counted as wrong.
+    """
+
+
+class SamplingError(RestEMError, ValueError):
+    """Raised when a model cannot be sampled with the recipe's settings."""
+
+
+class SelectionError(RestEMError, ValueError):
+    """Raised when nothing is left to train on."""
+
+
+class TrainingError(RestEMError, ValueError):
+    """Raised when the M-step's settings contradict the number of processes or the model."""
+
+
+class StageError(RestEMError, RuntimeError):
+    """Raised when a stage's process fails or is killed; the message names its log."""
+
+
+class RunFolderError(RestEMError, RuntimeError):
+    """Raised when a run folder is locked by another run, is not shared, or belongs to another recipe."""
+
+
+class Interrupted(RestEMError, RuntimeError):
+    """Raised when a signal or a file `stop` in the run folder asks the run to leave."""
