@@ -1,0 +1,49 @@
+"""Processes that never outlive their parent, and are ended whole.
+
+Linux only in the guarantee: elsewhere `die_with_parent` does nothing. What runs in the processes, and on
+how many ranks, is left to `rest_em.stages` and `rest_em.rewards`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h."""
+
+
+def die_with_parent(signal_number: int, parent: int | None = None) -> None:
+    """Ask the kernel to send this process a signal when its parent dies.
+
+    Args:
+        signal_number: e.g. `signal.SIGKILL`.
+        parent: the process id of the expected parent; if it has died already, the signal is sent at once.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid() if parent is None else parent
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads its own session, all that it started there, and wait for it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has been waited for already
+    process.wait()
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
