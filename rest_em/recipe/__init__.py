@@ -1,0 +1,42 @@
+"""The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
+
+from rest_em.recipe.libraries import check_files, check_library_keys
+from rest_em.recipe.loading import difference, dump_recipe, load_recipe, run_name_of
+from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
+from rest_em.recipe.sections import (
+    EvaluationSection,
+    ModelSection,
+    ProblemSource,
+    ProblemsSection,
+    PromptSection,
+    PromptVariant,
+    Recipe,
+    RewardSection,
+    SamplingSection,
+    SelectionSection,
+    TrackingSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "OWNED_LORA_KEYS",
+    "OWNED_TRAINING_KEYS",
+    "EvaluationSection",
+    "ModelSection",
+    "ProblemSource",
+    "ProblemsSection",
+    "PromptSection",
+    "PromptVariant",
+    "Recipe",
+    "RewardSection",
+    "SamplingSection",
+    "SelectionSection",
+    "TrackingSection",
+    "TrainingSection",
+    "check_files",
+    "check_library_keys",
+    "difference",
+    "dump_recipe",
+    "load_recipe",
+    "run_name_of",
+]

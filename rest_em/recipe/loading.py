@@ -1,0 +1,215 @@
+"""A recipe file and the `--set` options over it -> a `Recipe`, or one line for each mistake in them.
+
+Left out: the keys that only transformers and peft know, and the files that a recipe names (`libraries`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from rest_em.errors import RecipeError
+from rest_em.recipe.document import (
+    Document,
+    KeyPath,
+    Mistake,
+    apply_options,
+    dotted,
+    dump,
+    leaves,
+    read_document,
+    shown,
+)
+from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe
+from rest_em.recipe.wanted import alternatives, wanted
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Paths in the file resolve against its folder, paths in an option against the working directory.
+
+    Args:
+        overrides: `KEY=VALUE` with a dotted key and a YAML value, as `sampling.num_samples=8`; the last wins.
+
+    Raises:
+        RecipeError: one line for each mistake: where, what was found and what is wanted.
+    """
+    document = read_document(path)
+    apply_options(document, overrides)
+    _resolve_paths(document, path.parent)
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(document.values))
+    except ValidationError as error:
+        document.mistakes += _mistakes(document, error)
+    refuse(document.mistakes)
+    assert recipe is not None, "pydantic either returns a recipe or says why not"
+    places = {key: place.text for key, place in document.places.items()}
+    recipe.remember_places(Places({(): document.name, **places}))
+    return recipe
+
+
+def refuse(mistakes: Iterable[Mistake]) -> None:
+    """Raise a `RecipeError` of the mistakes, one line each in the order of the file, if there are any."""
+    lines = [str(one) for one in sorted(mistakes, key=lambda one: one.place.order)]
+    if lines:
+        raise RecipeError("\n".join(dict.fromkeys(lines)))
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that was probably meant.
+
+    >>> nearest("num_sample", ["num_samples", "seed"])
+    'num_samples'
+    """
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), None)
+
+
+def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
+    mistakes = []
+    for one in error.errors(include_url=False):
+        path: KeyPath = one["loc"]
+        if one["type"] == "contradiction":
+            for below, text in one["ctx"]["all"]:
+                key = (*path, *below)
+                mistakes.append(Mistake(document.place(key), f"{dotted(key)} {text}"))
+        elif one["type"] == "extra_forbidden":
+            mistakes.append(Mistake(document.place(path), _unknown_key(path)))
+        else:
+            path, want = _field(path)
+            if one["type"] == "missing":
+                text = f"{dotted(path)} is missing; {want} is wanted"
+            else:
+                text = f"{dotted(path)} is {shown(document.value(path))}; {want} is wanted"
+            mistakes.append(Mistake(document.place(path), text))
+    return mistakes
+
+
+def _section(path: KeyPath) -> type[BaseModel]:
+    """Return the model that holds the key at the end of a path."""
+    model: type[BaseModel] = Recipe
+    for key in path[:-1]:
+        if isinstance(key, str):
+            model = _model_in(model.model_fields[key].annotation) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    for member in alternatives(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+        for inner in getattr(member, "__args__", ()):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                return inner
+    return None
+
+
+def _unknown_key(path: KeyPath) -> str:
+    fields, name = _section(path).model_fields, str(path[-1])
+    elsewhere = [
+        f"{section}.{name}"
+        for section, field in Recipe.model_fields.items()
+        if (model := _model_in(field.annotation)) is not None and name in model.model_fields
+    ]
+    near = nearest(name, fields) or next(iter(elsewhere), None)
+    if near is None:
+        return f"unknown key {dotted(path)}; the keys here are {', '.join(fields)}"
+    return f"unknown key {dotted(path)}; did you mean {near}?"
+
+
+def _field(path: KeyPath) -> tuple[KeyPath, str]:
+    """Return the path without the tags that pydantic adds for the members of a union, and what is wanted there."""
+    model: type[BaseModel] = Recipe
+    for depth, key in enumerate(path, start=1):
+        if isinstance(key, int):
+            continue
+        field = model.model_fields[key]
+        inner = _model_in(field.annotation)
+        if inner is None or depth == len(path):
+            return path[:depth], wanted(field.annotation, field.metadata)
+        model = inner
+    return path, wanted(model)
+
+
+def _resolve_paths(document: Document, folder: Path) -> None:
+    """Make the paths of files absolute in place; hub ids and built-in names stay."""
+    sections = document.values
+    for name in ("train", "validation", "test"):
+        _resolve(document, ("problems", name, "path"), folder)
+    variants: list[KeyPath] = [("prompt",), ("prompt", "tuned"), ("prompt", "training")]
+    base = sections["prompt"].get("base") if isinstance(sections.get("prompt"), dict) else None
+    if isinstance(base, list):
+        variants += [("prompt", "base", index) for index in range(len(base))]
+    for variant in variants:
+        _resolve(document, (*variant, "examples"), folder)
+    _resolve(document, ("model", "name_or_path"), folder)
+    _resolve(document, ("reward", "name"), folder)
+
+
+def _resolve(document: Document, path: KeyPath, folder: Path) -> None:
+    holder: Any = document.values
+    for key in path[:-1]:
+        holder = holder[key] if isinstance(key, int) else holder.get(key)
+        if not isinstance(holder, dict | list):
+            return
+    if not isinstance(holder, dict):
+        return
+    value = holder.get(path[-1])
+    if not isinstance(value, str) or not value:
+        return
+    if document.place(path).text.startswith("--set "):
+        folder = Path()
+    file, colon, function = value.rpartition(":") if path[0] == "reward" else (value, "", "")
+    if path[0] == "reward" and not file.endswith(".py"):
+        return
+    is_path = (
+        path[0] == "reward"
+        or path[-1] == "examples"
+        or file.startswith((".", "/", "~"))
+        or (path[-1] == "path" and PurePath(file).suffix.lower() in LOCAL_SUFFIXES)
+        or (folder / file).exists()
+    )
+    if is_path:
+        holder[path[-1]] = f"{(folder / Path(file).expanduser()).resolve()}{colon}{function}"
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the YAML of a recipe with every key spelt out; `load_recipe` reads it back equal."""
+    return dump(recipe.model_dump(mode="json"))
+
+
+def run_name_of(path: Path, recipe: Recipe) -> str:
+    """Return the name of the run's folder: `run_name`, or the recipe's path below `recipes/`, joined by dashes.
+
+    The path counts from the last folder called `recipes`; where there is none, the file's name is taken.
+    """
+    if recipe.run_name is not None:
+        return recipe.run_name
+    parts = path.absolute().with_suffix("").parts
+    below = parts[len(parts) - parts[::-1].index("recipes") :] if "recipes" in parts[:-1] else parts[-1:]
+    return "-".join(below)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two recipes as mappings, a line a key, in the new one's order.
+
+    >>> difference({"sampling": {"temperature": 0.7}}, {"sampling": {"temperature": 1.0}})
+    ['sampling.temperature: 0.7 -> 1.0']
+    """
+    before, after = dict(leaves(old)), dict(leaves(new))
+    absent = object()
+    return [
+        f"{key}: {_or_absent(before, key)} -> {_or_absent(after, key)}"
+        for key in [*after, *(key for key in before if key not in after)]
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def _or_absent(values: Mapping[str, Any], key: str) -> str:
+    return shown(values[key]) if key in values else "absent"

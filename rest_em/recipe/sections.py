@@ -1,0 +1,403 @@
+"""Every setting of a run, typed and strict. This module is the reference of the YAML.
+
+Sections are `model, problems, prompt, reward, sampling, selection, training, lora, evaluation, tracking`;
+names inside are those of the library that uses them (transformers' GenerationConfig and TrainingArguments,
+peft's LoraConfig). Left out: reading the YAML (`loading`), the keys that only the libraries know
+(`libraries`), and whether files, columns, rewards and models are there, which `rest_em check` tries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
+
+from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+Contradiction = tuple[tuple[str | int, ...], str]
+"""The path of a key below the section that finds it, and what is wrong with its value."""
+
+LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""A path of problems that ends in one of these is a file; any other is a data set of the hub or a folder."""
+
+
+def _refuse(contradictions: list[Contradiction]) -> None:
+    """Tell pydantic of keys that cannot be used together; `loading` gives each its line."""
+    if contradictions:
+        message = "; ".join(f"{'.'.join(map(str, path))} {text}" for path, text in contradictions)
+        raise PydanticCustomError("contradiction", "{message}", {"message": message, "all": contradictions})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(_Section):
+    """The base model; every M-step starts from it."""
+
+    name_or_path: NonEmpty
+    """A hub id or a folder with an ordinary Hugging Face checkpoint of a decoder-only model."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """The sampler's precision; `auto` is bfloat16 where the device computes it natively, else float32."""
+    attn_implementation: Literal["auto", "stock"] = "auto"
+    """`auto` uses rest_em's shared-prefix cache and attention where the model allows, `stock` the model's own."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint."""
+
+
+class ProblemSource(_Section):
+    """Where one set of problems comes from: a local file or a hub data set."""
+
+    path: NonEmpty
+    """A JSONL, JSON, CSV or Parquet file, or a hub data set's id."""
+    name: str | None = None
+    """The hub data set's configuration."""
+    split: str | None = None
+    """The hub data set's split; required for a hub id, refused for a file."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub."""
+    max_problems: Annotated[int, Field(gt=0)] | None = None
+    """Only the first so many problems."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the path is that of a local file, by its suffix."""
+        return PurePath(self.path).suffix.lower() in LOCAL_SUFFIXES
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wrong: list[Contradiction] = []
+        if self.is_file:
+            wrong += [
+                ((key,), f"is for data sets of the hub, and the path {self.path} is a file; leave it out")
+                for key in ("name", "split", "revision")
+                if getattr(self, key) is not None
+            ]
+        elif self.split is None:
+            files = ", ".join(LOCAL_SUFFIXES)
+            text = f"is missing and the path {self.path!r} is no {files} file; name the hub data set's split"
+            wrong.append((("split",), text))
+        _refuse(wrong)
+        return self
+
+
+class ProblemsSection(_Section):
+    """Problems to train on, to decide on (validation) and to measure on (test)."""
+
+    train: ProblemSource
+    validation: ProblemSource | None = None
+    """D_val, for choosing the prompt and the checkpoint; None splits it off `train` by a hash of the id."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The share of `train` that becomes D_val where `validation` is None."""
+    test: ProblemSource
+    """Measured in every iteration; no decision looks at it."""
+    reference: NonEmpty = "answer"
+    """The column with the gold answer or the unit tests."""
+    id: NonEmpty | None = None
+    """The column with a unique id; None derives ids from the rows' content."""
+
+    def sources(self) -> Mapping[str, ProblemSource]:
+        """Return the sources that are named, by their keys."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {key: source for key, source in named.items() if source is not None}
+
+
+class PromptVariant(_Section):
+    """What may differ between the base's, the tuned policy's and the training prompt; None inherits."""
+
+    name: NonEmpty | None = None
+    """How reports call it; None is made of the number of examples, as in `2-shot`."""
+    template: NonEmpty | None = None
+    """A Jinja template over the problem's columns."""
+    examples: NonEmpty | None = None
+    """A JSONL, JSON, CSV or Parquet file of worked examples, with the template's columns and `solution`."""
+    num_examples: Annotated[int, Field(ge=0)] | None = None
+    """How many of the examples to show, from the first; None shows all, 0 none."""
+    system: str | None = None
+    """A system message; needs `chat_template`. An empty one takes away what would be inherited."""
+    chat_template: bool | None = None
+    """Messages for the tokenizer's chat template; else plain text."""
+
+    @model_validator(mode="after")
+    def _parses(self) -> Self:
+        if self.template is not None:
+            _refuse_unreadable(self.template)
+        return self
+
+
+class PromptSection(PromptVariant):
+    """The prompt of a problem. The three variants inherit what they do not say from this section."""
+
+    template: NonEmpty
+    """A Jinja template over the problem's columns: `{{ question }}` is the column `question`."""
+    chat_template: bool = False
+    """Messages for the tokenizer's chat template (examples as earlier turns); else plain text."""
+    solution: NonEmpty = "solution"
+    """The examples' column that holds the worked solution."""
+    example_separator: str = "\n\n"
+    """What stands after each worked example of a plain-text prompt."""
+    base: tuple[PromptVariant, ...] = ()
+    """Candidates for the base model; where there are several, the one with the highest pass@1 on D_val serves."""
+    tuned: PromptVariant = PromptVariant()
+    """The prompt of every tuned policy, in its E-step and its evaluation."""
+    training: PromptVariant | None = None
+    """The prompt of the M-step; None is `tuned`."""
+
+    def resolved(self, variant: PromptVariant) -> PromptVariant:
+        """Return the variant with what it does not say taken from this section; only the name stays its own."""
+        inherited = {
+            key: getattr(self, key) if getattr(variant, key) is None else getattr(variant, key)
+            for key in ("template", "examples", "num_examples", "system", "chat_template")
+        }
+        return PromptVariant(name=variant.name, **inherited)
+
+    def variants(self) -> Mapping[tuple[str | int, ...], PromptVariant]:
+        """Return the section itself and its variants as written, by their keys."""
+        found: dict[tuple[str | int, ...], PromptVariant] = {(): self}
+        found |= {("base", index): variant for index, variant in enumerate(self.base)}
+        found[("tuned",)] = self.tuned
+        if self.training is not None:
+            found[("training",)] = self.training
+        return found
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wrong: list[Contradiction] = []
+        for path, written in self.variants().items():
+            whole, said = self.resolved(written), written.model_fields_set
+            if whole.system and not whole.chat_template and said & {"system", "chat_template"}:
+                key = "system" if "system" in said else "chat_template"
+                text = "cannot be: there is a system message and chat_template is false"
+                wrong.append(((*path, key), f"{text}; set chat_template: true, or system: '' to have none"))
+            if whole.num_examples and whole.examples is None and "num_examples" in said:
+                wrong.append(((*path, "num_examples"), f"is {whole.num_examples} and no examples are named"))
+        names = [variant.name for variant in self.base]
+        for index, name in enumerate(names):
+            if name is not None and name in names[:index]:
+                wrong.append(
+                    (("base", index, "name"), f"is {name!r}, as base[{names.index(name)}]'s is already")
+                )
+        _refuse(wrong)
+        return self
+
+
+def _refuse_unreadable(template: str) -> None:
+    import jinja2
+    import jinja2.sandbox
+
+    try:
+        jinja2.sandbox.SandboxedEnvironment().parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        _refuse([(("template",), f"is no Jinja template: line {error.lineno} of it: {error.message}")])
+
+
+class RewardSection(_Section):
+    """r(x, y): how solutions are judged."""
+
+    name: NonEmpty
+    """A built-in reward (`exact_match`, `number`, `boxed`), or `package.module:function`, or `file.py:function`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the reward beyond problem and solution."""
+    answer: str | None = None
+    """How the final answer is found for majority votes: `final_answer`, `number`, `boxed`, `last_line`, `text`;
+    None is the built-in reward's own, `final_answer` for a plug-in."""
+    threshold: float = 1.0
+    """A float reward is correct if it is at least this."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Wall-clock limit of one call; the grader process is killed after it."""
+    num_workers: Annotated[int, Field(gt=0)] | None = None
+    """Grader processes; None is one for each usable core, at most 8."""
+    max_unscorable: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The run stops if a larger share of a stage's solutions cannot be judged."""
+
+
+class SamplingSection(_Section):
+    """The E-step's draws; names are those of transformers' GenerationConfig."""
+
+    num_samples: Annotated[int, Field(gt=0)] = 32
+    """N: solutions a problem."""
+    max_new_tokens: Annotated[int, Field(gt=0)]
+    """The cap on a solution's tokens; what it cuts off is never trained on."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    """0 is greedy."""
+    top_k: Annotated[int, Field(ge=0)] = 40
+    """Only the k likeliest tokens; 0 turns it off."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the smallest set of tokens whose probability reaches this; applied after `top_k`."""
+    stop_strings: tuple[NonEmpty, ...] = ()
+    """A solution ends before the first of these."""
+    unit_size: Annotated[int, Field(gt=0)] = 256
+    """Solutions a work unit: decoded and committed to disk whole; a crash loses at most one unit a rank."""
+    max_rows: Annotated[int, Field(gt=0)] = 128
+    """Sequences decoded at once."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.temperature == 0 and self.num_samples > 1:
+            text = f"is 0 (greedy) and num_samples is {self.num_samples}: the samples would be equal"
+            _refuse([(("temperature",), f"{text}; give a temperature > 0, or num_samples: 1")])
+        return self
+
+
+class SelectionSection(_Section):
+    """Which correct solutions become D_i."""
+
+    max_solutions_per_problem: Annotated[int, Field(gt=0)] = 10
+    """K, the paper's cap."""
+    deduplicate: bool = True
+    """Keep one of the solutions that are equal in normalised form."""
+
+
+class TrainingSection(_Section):
+    """The M-step. Every field of transformers' TrainingArguments is allowed but those that rest_em owns."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_train_epochs: Annotated[int, Field(gt=0)] = 3
+    """Epochs; each ends with a checkpoint that D_val can choose."""
+    global_batch_size: Annotated[int, Field(gt=0)] = 16
+    """Examples an optimiser step, over all ranks; accumulation is derived from it."""
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Examples a forward pass and rank; None is the largest divisor of the rank's share that is at most 8."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """The peak of the schedule."""
+    bf16: bool | Literal["auto"] = "auto"
+    """bfloat16 autocast over fp32 master weights; `auto` where the device computes it natively."""
+    max_length: Annotated[int, Field(gt=0)] | None = None
+    """Longer examples (prompt and solution, tokens) are left out and counted; None is the model's own limit."""
+    checkpoint_choice: Literal["first_drop", "best", "last"] = "first_drop"
+    """Which epoch's checkpoint is the policy: walk forward on D_val to the first drop, the best, or the last."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        rows = self.per_device_train_batch_size
+        wrong: list[Contradiction] = [
+            ((key,), f"is rest_em's own: {OWNED_TRAINING_KEYS[key]}")
+            for key in self.model_extra or {}
+            if key in OWNED_TRAINING_KEYS
+        ]
+        if rows is not None and self.global_batch_size % rows:
+            text = f"is {rows} and global_batch_size {self.global_batch_size} is no multiple of it"
+            wrong.append((("per_device_train_batch_size",), text))
+        _refuse(wrong)
+        return self
+
+
+class EvaluationSection(_Section):
+    """How policies are measured on the test problems and chosen on D_val."""
+
+    num_samples: Annotated[int, Field(ge=0)] = 8
+    """Samples a test problem for pass@k and maj@k; 0 measures greedy pass@1 only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of those samples; pass@1 is greedy."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """As in `sampling`, of those samples."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """As in `sampling`, of those samples."""
+    pass_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(default_factory=lambda data: _up_to(data, (1,)))
+    """The k of pass@k; 1 is the greedy solution's, the others come from the samples. By default 1 and N."""
+    majority_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default_factory=lambda data: _up_to(data, ())
+    )
+    """The k of maj@k. By default N, the number of samples."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of the intervals."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wrong: list[Contradiction] = []
+        for key, ks in (("pass_at", [k for k in self.pass_at if k > 1]), ("majority_at", self.majority_at)):
+            if max(ks, default=0) > self.num_samples:
+                text = f"has k = {max(ks)} and evaluation.num_samples is {self.num_samples}"
+                wrong.append(((key,), f"{text}; give num_samples: {max(ks)}, or a smaller k"))
+        _refuse(wrong)
+        return self
+
+
+def _up_to(data: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, ...]:
+    num_samples = data.get("num_samples", 0)
+    return (*always, num_samples) if num_samples > 1 else always
+
+
+class TrackingSection(_Section):
+    """Where metrics go besides the run folder."""
+
+    report_to: tuple[str, ...] = ()
+    """Trackers as accelerate names them (`tensorboard`, `wandb`, `trackio`, `mlflow`); fed from metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the keys of a recipe were written; recipes are equal wherever that was."""
+
+    texts: Mapping[tuple[str | int, ...], str] = field(default_factory=dict, compare=False)
+    """`file:line` or the option of each key; that of the empty path is the file's."""
+
+    def of(self, path: tuple[str | int, ...]) -> str:
+        """Return where the key, or else the nearest section around it, was written."""
+        while path and path not in self.texts:
+            path = path[:-1]
+        return self.texts.get(path, "the recipe")
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Draws and training depend on it and on nothing else that is random."""
+    num_iterations: Annotated[int, Field(ge=0)] = 3
+    """I of Algorithm 1; 0 only measures the base."""
+    run_name: str | None = None
+    """The run's folder is `runs/<run_name>`; None is the recipe's path below `recipes/`, joined by dashes."""
+    model: ModelSection
+    """The base model."""
+    problems: ProblemsSection
+    """What to solve."""
+    prompt: PromptSection
+    """How the model is asked."""
+    reward: RewardSection
+    """How solutions are judged."""
+    sampling: SamplingSection
+    """The E-step."""
+    selection: SelectionSection = SelectionSection()
+    """What becomes D_i."""
+    training: TrainingSection = TrainingSection()
+    """The M-step."""
+    lora: dict[str, Any] | None = None
+    """peft's LoraConfig, passed through; None trains all weights."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """How policies are measured."""
+    tracking: TrackingSection = TrackingSection()
+    """Where metrics go."""
+    _places: Places = PrivateAttr(default_factory=Places)
+
+    def place(self, key: str) -> str:
+        """Return where a dotted key, or else the section around it, was written, as in `recipes/x.yaml:12`."""
+        return self._places.of(tuple(key.split(".")))
+
+    def remember_places(self, places: Places) -> None:
+        """Note where the keys were written; `loading` does it."""
+        self._places = places
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wrong: list[Contradiction] = [
+            (("lora", key), f"is rest_em's own: {OWNED_LORA_KEYS[key]}")
+            for key in self.lora or {}
+            if key in OWNED_LORA_KEYS
+        ]
+        if self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
+            text = f"is {self.run_name!r}; letters, digits, dots, dashes and underscores are wanted"
+            wrong.append((("run_name",), text))
+        _refuse(wrong)
+        return self
