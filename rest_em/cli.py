@@ -1,0 +1,239 @@
+"""The command line: verbs only. It builds the parts of a run and calls the loop of `algorithm`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rest_em.errors import Interrupted, RecipeError, RestEMError
+from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
+
+if TYPE_CHECKING:
+    from rest_em.recipe import Recipe
+    from rest_em.run import ProblemSets
+
+STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
+"""What `_stage NAME` runs: the `main` of these modules."""
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL of sysexits.h: the same command goes on later."""
+
+app = typer.Typer(
+    help="ReST^EM self-training for language models as one restartable command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="The recipes that come with rest_em.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set sampling.num_samples=8."),
+]
+
+
+def main() -> None:
+    """Run the command line; print an error that a user can mend as one message, without a traceback."""
+    try:
+        app()
+    except RestEMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED)
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    from_stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Do a finished stage and all that came of it again; a name such as iteration-01/dataset, "
+            "or a pattern such as '*/evals/*'.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be done.")
+    ] = False,
+) -> None:
+    """Run a recipe to its end, or go on where it was interrupted.
+
+    The run's folder is runs/<run name> in the working directory. Start it on several processes with
+    `accelerate launch --config_file launch/cpu_2.yaml -m rest_em run RECIPE`. To stop it gracefully, create a
+    file named stop in the run's folder.
+    """
+    ranks = Ranks.from_environment(os.environ)
+    with interruptible():
+        if not ranks.is_leader:
+            follow(ranks)
+            return
+        _lead(ranks, recipe, overrides or [], from_stage or [], is_dry=dry_run)
+
+
+def _lead(
+    ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, is_dry: bool
+) -> None:
+    """Rank 0: build the parts of the run and call the loop."""
+    from rest_em.algorithm import rest_em
+    from rest_em.ledger import Ledger, read_status
+    from rest_em.recipe import dump_recipe, load_recipe, run_name_of
+    from rest_em.report.progress import Progress
+    from rest_em.report.table import print_summary, summarize_run
+    from rest_em.rewards.graders import Graders
+    from rest_em.run import ProblemSets, Run
+    from rest_em.storage import FolderLock, write_text
+
+    recipe = load_recipe(path, overrides)
+    folder = Path("runs") / run_name_of(path, recipe)
+    progress = Progress()
+    if is_dry:
+        _check(recipe)
+        progress.say(f"{folder}: {len(Ledger(folder).records)} stages are done; --dry-run goes no further")
+        return
+    with ExitStack() as stack:
+        lock = FolderLock(folder)
+        stack.callback(lock.release)
+        stack.enter_context(_status_of(folder))
+        ledger = Ledger(folder)
+        for pattern in from_stages:
+            progress.say(f"done again: {', '.join(ledger.reset(pattern)) or pattern}")
+        problems = _check(recipe)
+        write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        graders = stack.enter_context(Graders(recipe.reward, folder / "logs" / "graders.log"))
+        supervisor = stack.enter_context(Supervisor(ranks, folder))
+        num_done = len(ledger.records)
+        rest_em(Run(recipe, folder, ledger, problems, supervisor, graders, progress))
+        if len(ledger.records) == num_done:
+            progress.say(f"{folder}: finished already, nothing to do")
+    print_summary(summarize_run(folder), Console())
+
+
+@contextmanager
+def _status_of(folder: Path) -> Iterator[None]:
+    """Keep `status.json` true to what becomes of the run."""
+    from rest_em.ledger import write_status
+
+    write_status(folder, "running", f"process {os.getpid()}")
+    try:
+        yield
+    except Interrupted as error:
+        write_status(folder, "interrupted", str(error))
+        raise
+    except RestEMError as error:
+        write_status(folder, "failed", str(error))
+        raise
+    except BaseException:
+        write_status(folder, "failed", traceback.format_exc())
+        raise
+    write_status(folder, "finished")
+
+
+def _check(recipe: Recipe) -> ProblemSets:
+    """Try everything that can be tried without loading a model; return the problems."""
+    from rest_em.problems import base_variants, training_variant, tuned_variant
+    from rest_em.recipe import check_files, check_library_keys
+    from rest_em.rewards.graders import canary
+    from rest_em.run import ProblemSets
+
+    check_files(recipe)
+    check_library_keys(recipe)
+    problems = ProblemSets(recipe)
+    for variant in (*base_variants(recipe.prompt), tuned_variant(recipe.prompt), training_variant(recipe.prompt)):
+        problems.check(variant)
+    canary(recipe.reward, problems.rendered("train", tuned_variant(recipe.prompt))[0])
+    return problems
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Check a recipe without loading a model, and show the first prompt that would be sampled from."""
+    from rest_em.problems import base_variants
+    from rest_em.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    problems = _check(loaded)
+    variants = base_variants(loaded.prompt)
+    console = Console(highlight=False)
+    sizes = {which: len(problems.rendered(which, variants[0])) for which in ("train", "validation", "test")}
+    console.print(f"{recipe}: fine", markup=False)
+    console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
+    console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
+    for variant in variants:
+        first = problems.rendered("train", variant)[0]
+        console.rule(f"prompt {variant.name} of problem {first.id}")
+        shown = first.prompt if isinstance(first.prompt, str) else json.dumps(first.prompt, indent=2)
+        console.print(shown, markup=False)
+    console.rule()
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its name below runs/.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
+) -> None:
+    """Show what a run has measured so far."""
+    from rest_em.report.table import print_summary, summarize_run
+
+    if not folder.exists() and (Path("runs") / folder).exists():
+        folder = Path("runs") / folder
+    summary = summarize_run(folder)
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
+    else:
+        print_summary(summary, Console())
+
+
+def _recipes_folder() -> Path:
+    """Return where the shipped recipes are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """List the recipes that come with rest_em, with the first line of each."""
+    folder = _recipes_folder()
+    for path in sorted(folder.rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{path.relative_to(folder).with_suffix('')}: {first}")
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="A name that `rest_em recipes list` prints.")],
+    target: Annotated[Path, typer.Argument(help="A folder to make; the recipe's data comes along.")],
+) -> None:
+    """Copy a recipe and the files beside it into a folder of your own."""
+    folder = _recipes_folder()
+    source = folder / f"{name}.yaml"
+    if not source.is_file():
+        names = ", ".join(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+        raise RecipeError(f"{name}: no such recipe; there are: {names}")
+    if target.exists():
+        raise RecipeError(f"{target}: exists already; name a folder that does not")
+    shutil.copytree(source.parent, target)
+    print(target / source.name)
+
+
+@app.command("_stage", hidden=True)
+def stage(name: str, spec: Path) -> None:
+    """Run one rank's part of a stage; `run` starts this."""
+    enter_stage()
+    arguments: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
+    importlib.import_module(STAGES[name]).main(arguments)

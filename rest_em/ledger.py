@@ -1,0 +1,168 @@
+"""What has been done in a run folder, and what may be reused.
+
+`ledger.jsonl` is the truth: one line a finished stage, append-only. A stage is done if and only if it
+stands there with the same inputs, and the same stages before it, as the recipe asks for now. Running the
+stages is left to `rest_em.algorithm`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rest_em.errors import RunFolderError
+from rest_em.recipe import difference
+from rest_em.storage import append_line, content_hash, read_json, read_lines, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of the run as a value: the same inputs after the same stages give the same result.
+
+    Example:
+        Stage("iteration-01/dataset", inputs={"selection": {...}}, after=(verdicts,))
+    """
+
+    name: str
+    """Its folder below the run folder, without a file's suffix."""
+    inputs: Mapping[str, Any]
+    """The recipe's keys, and hashes of files, that the result depends on; no others."""
+    after: tuple[Stage, ...] = ()
+    """The stages whose results it uses."""
+    fingerprint: str = field(init=False)
+    """A hash of the inputs of this stage and of all before it."""
+
+    def __post_init__(self) -> None:
+        upstream = [stage.fingerprint for stage in self.after]
+        object.__setattr__(self, "fingerprint", content_hash([self.name, self.inputs, upstream]))
+
+
+class Ledger:
+    """The finished stages of one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `ledger.jsonl` of `folder`; a missing one is empty."""
+        self.folder = folder
+        self._path = folder / "ledger.jsonl"
+        self._records: dict[str, dict[str, Any]] = {}
+        for line in read_lines(self._path):
+            if "reset" in line:
+                for name in line["reset"]:
+                    self._records.pop(name, None)
+            else:
+                self._records[line["stage"]] = line
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The finished stages, oldest first: stage, result, seconds, and what they depended on."""
+        return list(self._records.values())
+
+    def result(self, stage: Stage) -> dict[str, Any] | None:
+        """Return what a finished stage gave; None if it is still to be done.
+
+        Raises:
+            RunFolderError: it was finished with other inputs, which are named.
+        """
+        record = self._records.get(stage.name)
+        if record is None:
+            return None
+        if record["fingerprint"] != stage.fingerprint:
+            raise RunFolderError(self._refusal(stage, record))
+        result: dict[str, Any] = record["result"]
+        return result
+
+    def append(self, stage: Stage, result: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+        """Record that a stage is done; return its result."""
+        record = {
+            "stage": stage.name,
+            "fingerprint": stage.fingerprint,
+            "inputs": dict(stage.inputs),
+            "after": [before.name for before in stage.after],
+            "result": dict(result),
+            "seconds": round(seconds, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        append_line(self._path, record)
+        self._records[stage.name] = record
+        return dict(result)
+
+    def seconds(self, stage: str) -> float | None:
+        """Return how long a finished stage took; None if it is not finished."""
+        record = self._records.get(stage)
+        return None if record is None else float(record["seconds"])
+
+    def reset(self, pattern: str) -> list[str]:
+        """Forget stages and all that came of them, and remove their files.
+
+        Args:
+            pattern: a stage's name, or a pattern as of a shell (`*/evals/*`).
+
+        Returns:
+            The names of the stages forgotten, which may be none if only unfinished work matched.
+
+        Raises:
+            RunFolderError: nothing in the run folder matches.
+        """
+        matches = {name for name in self._records if fnmatch.fnmatch(name, pattern)}
+        unfinished = [path for path in self.folder.glob(pattern) if path.is_dir()]
+        if not matches and not unfinished:
+            known = ", ".join(self._records) or "none yet"
+            raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; its finished stages are: {known}")
+        forgotten = [name for name in self._records if name in matches or self._comes_of(name, matches)]
+        append_line(self._path, {"reset": forgotten})
+        for name in forgotten:
+            del self._records[name]
+            _remove(self.folder / name)
+        for path in unfinished:
+            _remove(path)
+        return forgotten
+
+    def _comes_of(self, name: str, sources: set[str]) -> bool:
+        record = self._records.get(name)
+        return record is not None and any(
+            before in sources or self._comes_of(before, sources) for before in record["after"]
+        )
+
+    def _refusal(self, stage: Stage, record: Mapping[str, Any]) -> str:
+        changes = difference(record["inputs"], stage.inputs)
+        if changes:
+            found = "\n".join(f"  {line}" for line in changes)
+        else:
+            found = "  (an earlier stage has been done again)"
+        pattern = f"'*/{stage.name.split('/', 1)[1]}'" if "/evals/" in stage.name else stage.name
+        return (
+            f"{self.folder}: {stage.name} was finished with other settings:\n{found}\n"
+            f"Undo the change, or do this stage and all that follow from it again with --from-stage {pattern}, "
+            "or keep both with --set run_name=NAME."
+        )
+
+
+def _remove(path: Path) -> None:
+    """Remove what a stage of this name left: a folder or a Parquet file."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.with_name(path.name + ".parquet").unlink(missing_ok=True)
+
+
+def write_status(folder: Path, state: str, message: str = "") -> None:
+    """Write `status.json`: state is `running`, `finished`, `interrupted` or `failed`."""
+    changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(folder / "status.json", {"state": state, "message": message, "changed": changed})
+
+
+def read_status(folder: Path) -> dict[str, str]:
+    """Read `status.json`.
+
+    Raises:
+        RunFolderError: there is none, so `folder` is no run folder.
+    """
+    path = folder / "status.json"
+    if not path.exists():
+        raise RunFolderError(f"{folder}: no run here (no status.json); name a folder that `rest_em run` has made")
+    status: dict[str, str] = read_json(path)
+    return status

@@ -1,0 +1,94 @@
+"""One run: its recipe, its folder, and the parts that the stages share. What is done with them is `algorithm`'s."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rest_em.errors import Interrupted
+from rest_em.ledger import Ledger, Stage
+from rest_em.problems import check_disjoint, load_problems, resolve_variant, split_validation
+from rest_em.recipe import PromptVariant, Recipe
+from rest_em.report.progress import Progress
+from rest_em.rewards.graders import Graders
+from rest_em.stages import Supervisor
+from rest_em.types import Policy, Problem
+
+ProblemSet = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptedPolicy:
+    """A policy and the prompt that serves it, with the stages that made them."""
+
+    policy: Policy
+    prompt: PromptVariant
+    made_by: tuple[Stage, ...] = ()
+
+
+class ProblemSets:
+    """The recipe's train, validation and test problems, rendered with any of its prompts."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Read nothing yet; files are read when a set is first asked for."""
+        self._recipe = recipe
+        self._rendered = functools.cache(self._render)
+
+    def rendered(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
+        """Return a set's problems with `variant`'s prompt.
+
+        Raises:
+            ProblemError: a file cannot be used, a prompt does not render.
+        """
+        return self._rendered(which, variant.model_dump_json())
+
+    def check(self, variant: PromptVariant) -> None:
+        """Read all three sets, so that mistakes show before anything is drawn.
+
+        Raises:
+            ProblemError: as `rendered`, or a problem is in two of the sets.
+        """
+        check_disjoint(*(self.rendered(which, variant) for which in ("train", "validation", "test")))
+
+    def _render(self, which: ProblemSet, variant_json: str) -> tuple[Problem, ...]:
+        section, prompt = self._recipe.problems, self._recipe.prompt
+        variant = PromptVariant.model_validate_json(variant_json)
+        if which == "test":
+            return load_problems(section.test, section, prompt, variant)
+        if section.validation is not None:
+            source = section.train if which == "train" else section.validation
+            return load_problems(source, section, prompt, variant)
+        problems = load_problems(section.train, section, prompt, variant)
+        train, validation = split_validation(problems, section.validation_fraction)
+        return train if which == "train" else validation
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every stage of a run needs."""
+
+    recipe: Recipe
+    folder: Path
+    ledger: Ledger
+    problems: ProblemSets
+    supervisor: Supervisor
+    graders: Graders
+    progress: Progress
+
+    def leave_if_asked(self) -> None:
+        """End the run if a file `stop` lies in its folder.
+
+        Raises:
+            Interrupted: there is one; it is removed, so that the same command goes on.
+        """
+        stop = self.folder / "stop"
+        if stop.exists():
+            stop.unlink()
+            raise Interrupted(f"{stop}: asked to stop; the same command goes on from here")
+
+    def prompt_inputs(self, variant: PromptVariant) -> dict[str, Any]:
+        """Return what a rendered prompt depends on, besides the problems, as a stage's inputs."""
+        resolved = resolve_variant(self.recipe.prompt, variant)
+        return resolved.model_dump(mode="json", exclude={"name"})

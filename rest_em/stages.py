@@ -1,0 +1,342 @@
+"""A stage is a process: one child of every rank of the launch, joined in a group of its own, and it ends.
+
+Rank 0 leads: it alone runs Algorithm 1 and starts stages. The other ranks follow its commands over the
+launcher's TCPStore and report how their child ended. Supervisors never touch a device, so what a stage
+held, host or GPU memory, the operating system takes back when its processes end. What a stage does is
+left to `rest_em.sampling.stage` and `rest_em.training`; this module knows a name and a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rest_em.errors import Interrupted, RunFolderError, StageError
+from rest_em.processes import die_with_parent, kill_group, usable_cores
+from rest_em.storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+POLL_SECONDS = 0.1
+SHARED_FOLDER_SECONDS = 60.0
+"""How long a node may take to see a file that rank 0 wrote into the run folder."""
+LOG_TAIL_LINES = 15
+RANK_VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE",
+)  # fmt: skip
+"""What torch's launcher tells a rank; a stage's own group gets its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Where this process stands in the launch.
+
+    Example:
+        Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2, master_addr="127.0.0.1", master_port=29500)
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Ranks:
+        """Return what the launcher says; without a launcher, one rank."""
+        world_size = int(environment.get("WORLD_SIZE", "1"))
+        return cls(
+            rank=int(environment.get("RANK", "0")),
+            world_size=world_size,
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", str(world_size))),
+            master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
+            master_port=int(environment.get("MASTER_PORT", "0")),
+        )
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank runs Algorithm 1."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """What the leader tells every rank: start a stage, or, with no name, end the one that runs."""
+
+    stage: str
+    spec: str
+    log: str
+    port: int
+    is_over: bool = False
+    """Whether the run has ended and followers leave."""
+
+
+def stage_environment(
+    ranks: Ranks, port: int, environment: Mapping[str, str], *, is_training: bool
+) -> dict[str, str]:
+    """Return the environment of a rank's child.
+
+    The child's group is its own (a fresh port, not the agent's store). DeepSpeed and the launch file's
+    precision concern training only: the E-step never generates through a DeepSpeed engine. With one rank
+    and no DeepSpeed there is no group.
+    """
+    child = {key: value for key, value in environment.items() if not key.startswith("TORCHELASTIC_")}
+    if not is_training:
+        child = {key: value for key, value in child.items() if not key.startswith("ACCELERATE_")}
+    for key in RANK_VARIABLES:
+        child.pop(key, None)
+    if ranks.world_size > 1 or child.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        child |= {
+            "RANK": str(ranks.rank),
+            "WORLD_SIZE": str(ranks.world_size),
+            "LOCAL_RANK": str(ranks.local_rank),
+            "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
+            "MASTER_ADDR": ranks.master_addr,
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "False",
+        }
+    child["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks.local_world_size))
+    child["TOKENIZERS_PARALLELISM"] = "false"
+    child["PYTHONUNBUFFERED"] = "1"
+    child["REST_EM_PARENT"] = str(os.getpid())
+    return child
+
+
+def _start(command: _Command, ranks: Ranks) -> subprocess.Popen[bytes]:
+    log = Path(f"{command.log}-rank{ranks.rank}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rest_em", "_stage", command.stage, command.spec],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=stage_environment(ranks, command.port, os.environ, is_training=command.stage == "train"),
+            start_new_session=True,
+        )
+
+
+def enter_stage() -> None:
+    """Tie a stage's process to its supervisor; the first thing a stage does."""
+    parent = os.environ.get("REST_EM_PARENT")
+    die_with_parent(signal.SIGKILL, int(parent) if parent else None)
+
+
+class Supervisor:
+    """Rank 0's side: starts a stage on every rank and watches over it.
+
+    Used as a context: leaving it ends what still runs and lets the followers go.
+    """
+
+    def __init__(self, ranks: Ranks, folder: Path) -> None:
+        """Meet the followers.
+
+        Args:
+            folder: the run folder, which every node must share.
+        """
+        self.ranks = ranks
+        self._folder = folder
+        self._store = _connect(ranks) if ranks.world_size > 1 else None
+        self._num_commands = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        if self._store is not None:
+            _show_nonce(self._store, folder)
+
+    def __enter__(self) -> Supervisor:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End what runs and let the followers go."""
+        self._end_child()
+        if self._store is not None:
+            try:
+                self._tell(_Command("", "", "", 0, is_over=True))
+            except RuntimeError:
+                # The launcher has taken its store down first; the followers see the same and leave.
+                return
+
+    def run(self, stage: str, spec: Mapping[str, Any], *, label: str, meanwhile: Callable[[], None]) -> None:
+        """Run a stage on every rank until all have finished.
+
+        Args:
+            stage: what `python -m rest_em _stage` resolves.
+            spec: its JSON argument.
+            label: names its log and its specification in `logs/`.
+            meanwhile: called about ten times a second; what it raises ends the stage.
+
+        Raises:
+            StageError: a rank's child failed; the others have been killed.
+        """
+        log = self._folder / "logs" / label
+        write_json(Path(f"{log}.json"), dict(spec))
+        command = _Command(stage, f"{log}.json", str(log), _free_port(self.ranks))
+        self._tell(command)
+        self._child = _start(command, self.ranks)
+        waiting = set(range(self.ranks.world_size))
+        try:
+            while waiting:
+                for rank, code in list(self._exit_codes(waiting)):
+                    if code != 0:
+                        raise StageError(_failure(stage, rank, code, Path(f"{log}-rank{rank}.log")))
+                    waiting.remove(rank)
+                meanwhile()
+                if waiting:
+                    time.sleep(POLL_SECONDS)
+        finally:
+            if waiting:
+                self._tell(_Command("", "", "", 0))
+            self._end_child()
+
+    def _exit_codes(self, ranks: set[int]) -> Iterator[tuple[int, int]]:
+        for rank in sorted(ranks):
+            if rank == 0:
+                code = self._child.poll() if self._child else None
+                if code is not None:
+                    yield rank, code
+            elif self._store is not None:
+                key = f"exit/{self._num_commands}/{rank}"
+                if self._store.check([key]):
+                    yield rank, int(self._store.get(key))
+
+    def _tell(self, command: _Command) -> None:
+        self._num_commands += 1
+        if self._store is not None:
+            text = json.dumps([getattr(command, name) for name in _Command.__slots__])
+            self._store.set(f"command/{self._num_commands}", text)
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            kill_group(self._child)
+            self._child = None
+
+
+def follow(ranks: Ranks) -> None:
+    """Do what the leader says until the run is over; the whole life of every rank but 0.
+
+    Raises:
+        RunFolderError: this node does not see the leader's run folder.
+        StageError: the leader is gone.
+    """
+    store = _connect(ranks)
+    child: subprocess.Popen[bytes] | None = None
+    number = 1
+    try:
+        _check_nonce(store)
+        while True:
+            if store.check([f"command/{number}"]):
+                command = _Command(*json.loads(store.get(f"command/{number}")))
+                if child is not None:
+                    kill_group(child)
+                    child = None
+                if command.is_over:
+                    return
+                if command.stage:
+                    child = _start(command, ranks)
+                number += 1
+            if child is not None and child.poll() is not None:
+                store.set(f"exit/{number - 1}/{ranks.rank}", str(child.returncode))
+                kill_group(child)
+                child = None
+            time.sleep(POLL_SECONDS)
+    except RuntimeError as error:
+        if isinstance(error, (RunFolderError, Interrupted)):
+            raise
+        raise StageError(f"rank {ranks.rank}: rank 0 is gone ({error}); see its output") from error
+    finally:
+        if child is not None:
+            kill_group(child)
+
+
+def _connect(ranks: Ranks) -> Store:
+    from torch.distributed import PrefixStore, TCPStore
+
+    has_agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        ranks.master_addr,
+        ranks.master_port,
+        ranks.world_size,
+        is_master=ranks.is_leader and not has_agent_store,
+        wait_for_workers=False,
+    )
+    return PrefixStore("rest_em", store)
+
+
+def _show_nonce(store: Store, folder: Path) -> None:
+    nonce = secrets.token_hex(8)
+    path = folder.resolve() / ".nonce"
+    write_text(path, nonce)
+    store.set("nonce", json.dumps([str(path), nonce]))
+
+
+def _check_nonce(store: Store) -> None:
+    path, nonce = json.loads(store.get("nonce"))
+    deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+    while True:
+        try:
+            if Path(path).read_text(encoding="utf-8") == nonce:
+                return
+        except FileNotFoundError:
+            pass  # a shared folder may show a new file late
+        if time.monotonic() > deadline:
+            raise RunFolderError(
+                f"{Path(path).parent}: not shared with the node {socket.gethostname()}, which did not see rank 0's "
+                f"file {path} within {SHARED_FOLDER_SECONDS:.0f} s; put the run folder on a file system that all "
+                "nodes mount at the same path"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _free_port(ranks: Ranks) -> int:
+    if ranks.world_size == 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return 0
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _failure(stage: str, rank: int, code: int, log: Path) -> str:
+    ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    hint = "; out of memory?" if code == -signal.SIGKILL else ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    tail = "\n".join(f"  | {line}" for line in lines[-LOG_TAIL_LINES:])
+    return f"{log}: stage {stage} failed on rank {rank} ({ended}{hint}); the end of its log:\n{tail}"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGTERM, SIGINT and SIGHUP into `Interrupted`, and die with the launcher.
+
+    A second signal while the first is handled changes nothing: leaving takes well under a second.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}; the same command goes on from here")
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {one: signal.signal(one, leave) for one in signals}
+    die_with_parent(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
