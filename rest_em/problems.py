@@ -83,7 +83,7 @@ def _id(row: Row, section: ProblemsSection) -> str:
 def row_hash(columns: Mapping[str, Any]) -> str:
     """Return 16 hex digits that depend on a row's content, not on the order of its columns."""
     text = json.dumps(columns, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _refuse_twice(row: Row, first: str, section: ProblemsSection) -> NoReturn:
@@ -251,7 +251,7 @@ def split_validation(
 
 def _position(identity: str) -> float:
     """Return a number in [0, 1) that is spread evenly over ids."""
-    digest = hashlib.sha256(f"validation:{identity}".encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(f"validation:{identity}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
@@ -436,6 +436,8 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
 
 def _json_value(value: Any, column: str, place: str) -> Any:
     """Return the value as JSON has it: dates as ISO 8601 text, decimals as text."""
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ProblemError(f"{place}: column {column!r} holds half a surrogate pair, which is no text")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, datetime.date | datetime.time):

@@ -34,21 +34,16 @@ _CORE_SCHEMA = (
 class _CoreLoader(yaml.SafeLoader):
     """Resolves plain scalars by YAML 1.2's core schema; PyYAML's own is that of YAML 1.1."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 or 1.2 would read as something else than text."""
-
-    yaml_implicit_resolvers = {
-        key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
 
 
 def _block_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
+_CoreLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern in _CORE_SCHEMA:
     _CoreLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), None)
     _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), None)
@@ -72,6 +67,7 @@ class Mistake:
     """One mistake of the user, one line."""
 
     place: Place
+    key: KeyPath
     text: str
 
     def __str__(self) -> str:
@@ -138,17 +134,19 @@ def read_document(path: Path) -> Document:
         RecipeError: there is no such file, or it is not YAML, or it is empty or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise RecipeError(f"{path}: there is no such file; a recipe (a YAML file) is wanted") from error
+        content = path.read_bytes()
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: byte {error.start} is not UTF-8; a recipe is text in UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: a byte is not UTF-8; a recipe is text in UTF-8") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; a recipe (a YAML file) is wanted") from error
     document = Document(str(path))
     node = _compose(text, str(path))
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "no section"
         raise RecipeError(f"{path}:1: {found} is here; the sections model, problems, prompt, ... are wanted")
-    document.values = _FileReader(document).value(node, ())
+    document.values = _Reader(document).value(node, ())
     return document
 
 
@@ -160,13 +158,11 @@ def _compose(text: str, place: str) -> yaml.Node | None:
         line = "" if mark is None or place.startswith("--set") else f":{mark.line + 1}"
         raise RecipeError(f"{place}{line}: this is not YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
-        raise RecipeError(
-            f"{place}: character {error.position} is not allowed in YAML: {error.reason}"
-        ) from error
+        raise RecipeError(f"{place}: this is not YAML: character {error.position}: {error.reason}") from error
     return node
 
 
-class _FileReader:
+class _Reader:
     """Turns composed nodes into plain values, and notes their places and the mistakes met."""
 
     def __init__(self, document: Document, option: Place | None = None) -> None:
@@ -179,7 +175,7 @@ class _FileReader:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if any(node is one for one in self._open):
-            self._note(node, f"{dotted(path)} holds itself by its alias; write it out")
+            self._note(node, path, f"{dotted(path)} holds itself by its alias; write it out")
             return None
         self._open.append(node)
         if isinstance(node, yaml.MappingNode):
@@ -199,12 +195,12 @@ class _FileReader:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
                 shown_key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or section"
                 where = f" of {dotted(path)}" if path else ""
-                self._note(key_node, f"a key{where} is {shown_key}; a name is wanted")
+                self._note(key_node, path, f"a key{where} is {shown_key}; a name is wanted")
                 continue
             key = (*path, key_node.value)
             if key_node.value in values:
                 first = self._document.places[key]
-                self._note(key_node, f"{dotted(key)} is given twice, first at {first}; leave one out")
+                self._note(key_node, key, f"{dotted(key)} is given twice, first at {first}; leave one out")
                 continue
             self._document.places[key] = self._place(key_node)
             values[key_node.value] = self.value(value_node, key)
@@ -213,7 +209,7 @@ class _FileReader:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text: str = node.value
         match node.tag.removeprefix("tag:yaml.org,2002:"):
-            case "str":
+            case "str" if not any("\ud800" <= character <= "\udfff" for character in text):
                 return text
             case "null":
                 return None
@@ -223,18 +219,21 @@ class _FileReader:
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             case "float" if re.fullmatch(_FLOAT, text) and math.isfinite(float(text)):
                 return float(text)
-        tag = "" if node.tag.endswith(":float") else f"{node.tag.replace('tag:yaml.org,2002:', '!!')} "
-        self._note(
-            node, f"{dotted(path)} is {tag}{text}; a text, a finite number, true, false or null is wanted"
+        tag = (
+            ""
+            if node.tag.endswith((":str", ":float"))
+            else f"{node.tag.replace('tag:yaml.org,2002:', '!!')} "
         )
+        found = f"{dotted(path)} is {tag}{shown(text)}"
+        self._note(node, path, f"{found}; a text, a finite number, true, false or null is wanted")
         return None
 
     def _place(self, node: yaml.Node) -> Place:
         line = node.start_mark.line + 1
         return self._option or Place(f"{self._document.name}:{line}", line)
 
-    def _note(self, node: yaml.Node, text: str) -> None:
-        self._document.mistakes.append(Mistake(self._place(node), text))
+    def _note(self, node: yaml.Node, key: KeyPath, text: str) -> None:
+        self._document.mistakes.append(Mistake(self._place(node), key, text))
 
 
 def apply_options(document: Document, options: Sequence[str]) -> None:
@@ -254,7 +253,7 @@ def apply_options(document: Document, options: Sequence[str]) -> None:
             del document.places[old]
         document.places[path] = place
         node = _compose(text, str(place))
-        section[str(path[-1])] = None if node is None else _FileReader(document, place).value(node, path)
+        section[str(path[-1])] = None if node is None else _Reader(document, place).value(node, path)
 
 
 def _section_of(document: Document, path: KeyPath, place: Place) -> dict[str, Any]:

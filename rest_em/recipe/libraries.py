@@ -6,25 +6,31 @@ seconds. Left out: what is in the files (`rest_em.problems`, `rest_em.rewards`).
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+import functools
+import json
+import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from rest_em.errors import RecipeError
-from rest_em.recipe.document import shown
+from rest_em.recipe.document import dotted, shown
 from rest_em.recipe.loading import nearest
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import Recipe, TrainingSection
 from rest_em.recipe.wanted import alternatives, wanted
 
+_PLAIN = (bool, int, float, str, list, dict, tuple, Literal, types.NoneType)
+
 
 def check_library_keys(recipe: Recipe) -> None:
-    """Check `training` against the installed transformers' TrainingArguments and `lora` against peft's LoraConfig.
+    """Check `training` against transformers' TrainingArguments, and `lora` against peft's LoraConfig.
 
-    Imports them, and with them torch, only where the recipe has such keys.
+    Imports the installed ones, and with them torch, only where the recipe has such keys.
 
     Raises:
         RecipeError: one line for each unknown key or value of a wrong type.
@@ -44,63 +50,43 @@ def check_library_keys(recipe: Recipe) -> None:
         raise RecipeError("\n".join(lines))
 
 
-def _annotations(library_class: Any, owned: Mapping[str, str]) -> dict[str, Any]:
-    fields = dataclasses.fields(library_class)
-    return {field.name: field.type for field in fields if field.init and field.name not in owned}
+def _annotations(library_class: type, owned: Mapping[str, str]) -> dict[str, Any]:
+    return {name: kind for name, kind in get_type_hints(library_class).items() if name not in owned}
 
 
 def _wrong_keys(
     recipe: Recipe, section: str, values: Mapping[str, Any], known: Mapping[str, Any]
-) -> list[str]:
-    lines = []
+) -> Iterator[str]:
+    library = {"training": "transformers' TrainingArguments", "lora": "peft's LoraConfig"}[section]
     for key, value in values.items():
-        place, name = recipe.place(f"{section}.{key}"), f"{section}.{key}"
+        name = f"{section}.{key}"
         if key not in known:
             near = nearest(key, known)
-            hint = "" if near is None else f"; did you mean {near}?"
-            lines.append(f"{place}: unknown key {name}{hint}")
-        elif not _fits(value, known[key]):
-            lines.append(f"{place}: {name} is {shown(value)}; {_wanted(known[key])} is wanted")
-    return lines
+            advice = f"{library} has none of that name" if near is None else f"did you mean {near}?"
+            yield f"{recipe.place(name)}: unknown key {name}; {advice}"
+        else:
+            want = _writable(known[key])
+            try:
+                TypeAdapter(want).validate_json(json.dumps(value), strict=True)
+            except ValidationError:
+                yield f"{recipe.place(name)}: {name} is {shown(value)}; {wanted(want)} is wanted"
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Return whether a YAML value can be what a library's annotation says; True where that is hard to say."""
-    members = alternatives(annotation)
-    choices = [one for one in members if isinstance(one, type) and issubclass(one, enum.Enum)]
-    if isinstance(value, str) and choices:
-        return any(value in [member.value for member in one] for one in choices)
-    return any(_fits_one(value, member) for member in members)
-
-
-def _fits_one(value: Any, annotation: Any) -> bool:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        # A literal among others stands for a pattern in peft: "pissa_niter_[number of iters]".
-        return value in get_args(annotation) or (isinstance(value, str) and "[" in str(annotation))
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin is list and isinstance(value, list) and get_args(annotation):
-        return all(_fits(one, get_args(annotation)[0]) for one in value)
-    if origin is tuple and isinstance(value, list):
-        return True
-    kind = origin or annotation
-    if kind in (bool, str, type(None), list, dict):
-        return isinstance(value, kind)
-    return annotation is Any
-
-
-def _wanted(annotation: Any) -> str:
-    """As `wanted`, without what a recipe cannot give: objects of Python classes."""
-    members = [one for one in alternatives(annotation) if not _is_object(one)]
-    return " or ".join(wanted(one) for one in members)
-
-
-def _is_object(annotation: Any) -> bool:
-    plain = (bool, int, float, str, list, dict, tuple, types.NoneType)
-    return isinstance(annotation, type) and not issubclass(annotation, (*plain, enum.Enum))
+def _writable(annotation: Any) -> Any:
+    """Return what of a library's annotation YAML can say: plain values and the names in an enumeration."""
+    members: list[Any] = []
+    has_names = False
+    for member in alternatives(annotation):
+        if isinstance(member, type) and issubclass(member, enum.Enum):
+            members.append(Literal[tuple(one.value for one in member)])
+            has_names = True
+        elif get_origin(member) is Literal and "[" in "".join(map(str, get_args(member))):
+            members.append(str)  # peft: "pissa_niter_[number of iters]" stands for a pattern
+        elif member is Any or (get_origin(member) or member) in _PLAIN:
+            members.append(member)
+    if has_names and str in members:
+        members.remove(str)
+    return functools.reduce(operator.or_, members) if members else None
 
 
 def check_files(recipe: Recipe) -> None:
@@ -113,14 +99,14 @@ def check_files(recipe: Recipe) -> None:
     paths = {key: source.path for key, source in named.items() if source.is_file or _is_path(source.path)}
     for where, variant in recipe.prompt.variants().items():
         if variant.examples is not None:
-            paths[".".join(map(str, ("prompt", *where, "examples")))] = variant.examples
+            paths[dotted(("prompt", *where, "examples"))] = variant.examples
     reward_file = recipe.reward.name.rpartition(":")[0]
     if reward_file.endswith(".py"):
         paths["reward.name"] = reward_file
     if _is_path(recipe.model.name_or_path):
         paths["model.name_or_path"] = recipe.model.name_or_path
     missing = [
-        f"{recipe.place(key)}: {key} is {path}, and there is nothing"
+        f"{recipe.place(key)}: {key} is {path}, and there is no such file or folder"
         for key, path in paths.items()
         if not Path(path).exists()
     ]

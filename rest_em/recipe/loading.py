@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from rest_em.recipe.document import (
     read_document,
     shown,
 )
+from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe
 from rest_em.recipe.wanted import alternatives, wanted
 
@@ -35,6 +36,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Paths in the file resolve against its folder, paths in an option against the working directory.
 
     Args:
+        path: a YAML file.
         overrides: `KEY=VALUE` with a dotted key and a YAML value, as `sampling.num_samples=8`; the last wins.
 
     Raises:
@@ -44,15 +46,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     apply_options(document, overrides)
     _resolve_paths(document, path.parent)
     recipe: Recipe | None = None
+    document.mistakes += _owned_keys(document)
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.values))
     except ValidationError as error:
-        document.mistakes += _mistakes(document, error)
+        told = {mistake.key for mistake in document.mistakes}
+        document.mistakes += [one for one in _mistakes(document, error) if one.key not in told]
     refuse(document.mistakes)
     assert recipe is not None, "pydantic either returns a recipe or says why not"
     places = {key: place.text for key, place in document.places.items()}
     recipe.remember_places(Places({(): document.name, **places}))
     return recipe
+
+
+def _owned_keys(document: Document) -> list[Mistake]:
+    mistakes = []
+    for section, owned in (("training", OWNED_TRAINING_KEYS), ("lora", OWNED_LORA_KEYS)):
+        values = document.values.get(section)
+        for key in values if isinstance(values, dict) else ():
+            if key in owned:
+                place = document.place((section, key))
+                text = f"{section}.{key} is rest_em's own; {owned[key]}"
+                mistakes.append(Mistake(place, (section, key), text))
+    return mistakes
 
 
 def refuse(mistakes: Iterable[Mistake]) -> None:
@@ -78,16 +94,16 @@ def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
         if one["type"] == "contradiction":
             for below, text in one["ctx"]["all"]:
                 key = (*path, *below)
-                mistakes.append(Mistake(document.place(key), f"{dotted(key)} {text}"))
+                mistakes.append(Mistake(document.place(key), key, f"{dotted(key)} {text}"))
         elif one["type"] == "extra_forbidden":
-            mistakes.append(Mistake(document.place(path), _unknown_key(path)))
+            mistakes.append(Mistake(document.place(path), path, _unknown_key(path)))
         else:
             path, want = _field(path)
             if one["type"] == "missing":
                 text = f"{dotted(path)} is missing; {want} is wanted"
             else:
                 text = f"{dotted(path)} is {shown(document.value(path))}; {want} is wanted"
-            mistakes.append(Mistake(document.place(path), text))
+            mistakes.append(Mistake(document.place(path), path, text))
     return mistakes
 
 
@@ -104,7 +120,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     for member in alternatives(annotation):
         if isinstance(member, type) and issubclass(member, BaseModel):
             return member
-        for inner in getattr(member, "__args__", ()):
+        for inner in get_args(member):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 return inner
     return None
@@ -124,7 +140,7 @@ def _unknown_key(path: KeyPath) -> str:
 
 
 def _field(path: KeyPath) -> tuple[KeyPath, str]:
-    """Return the path without the tags that pydantic adds for the members of a union, and what is wanted there."""
+    """Return what is wanted at a path, and the path without pydantic's tags for the members of a union."""
     model: type[BaseModel] = Recipe
     for depth, key in enumerate(path, start=1):
         if isinstance(key, int):
@@ -185,9 +201,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def run_name_of(path: Path, recipe: Recipe) -> str:
-    """Return the name of the run's folder: `run_name`, or the recipe's path below `recipes/`, joined by dashes.
+    """Return the name of the run's folder: `run_name`, or the recipe's path joined by dashes.
 
-    The path counts from the last folder called `recipes`; where there is none, the file's name is taken.
+    The path counts below the last folder called `recipes`; where there is none, it is the file's name.
     """
     if recipe.run_name is not None:
         return recipe.run_name

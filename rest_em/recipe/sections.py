@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
-
 NonEmpty = Annotated[str, Field(min_length=1)]
+AtLeastOne = Annotated[int, Field(gt=0)]
 Contradiction = tuple[tuple[str | int, ...], str]
 """The path of a key below the section that finds it, and what is wrong with its value."""
 
@@ -50,7 +49,7 @@ class ModelSection(_Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """The sampler's precision; `auto` is bfloat16 where the device computes it natively, else float32."""
     attn_implementation: Literal["auto", "stock"] = "auto"
-    """`auto` uses rest_em's shared-prefix cache and attention where the model allows, `stock` the model's own."""
+    """`auto` is rest_em's shared-prefix cache and attention if the model allows, `stock` the model's own."""
     trust_remote_code: bool = False
     """Run modelling code that comes with the checkpoint."""
 
@@ -66,7 +65,7 @@ class ProblemSource(_Section):
     """The hub data set's split; required for a hub id, refused for a file."""
     revision: str | None = None
     """A branch, tag or commit of the hub."""
-    max_problems: Annotated[int, Field(gt=0)] | None = None
+    max_problems: AtLeastOne | None = None
     """Only the first so many problems."""
 
     @property
@@ -147,19 +146,21 @@ class PromptSection(PromptVariant):
     example_separator: str = "\n\n"
     """What stands after each worked example of a plain-text prompt."""
     base: tuple[PromptVariant, ...] = ()
-    """Candidates for the base model; where there are several, the one with the highest pass@1 on D_val serves."""
+    """Candidates for the base model; of several, the one with the highest pass@1 on D_val serves."""
     tuned: PromptVariant = PromptVariant()
     """The prompt of every tuned policy, in its E-step and its evaluation."""
     training: PromptVariant | None = None
     """The prompt of the M-step; None is `tuned`."""
 
     def resolved(self, variant: PromptVariant) -> PromptVariant:
-        """Return the variant with what it does not say taken from this section; only the name stays its own."""
-        inherited = {
-            key: getattr(self, key) if getattr(variant, key) is None else getattr(variant, key)
-            for key in ("template", "examples", "num_examples", "system", "chat_template")
-        }
-        return PromptVariant(name=variant.name, **inherited)
+        """Return the variant with what it does not say taken from this section.
+
+        The section's name is that of the prompt as the section has it; one that differs has its own.
+        """
+        keys = set(PromptVariant.model_fields) - {"name"}
+        said = {key for key in keys if getattr(variant, key) is not None}
+        whole = {key: getattr(variant if key in said else self, key) for key in keys}
+        return PromptVariant(name=variant.name if variant.name or said else self.name, **whole)
 
     def variants(self) -> Mapping[tuple[str | int, ...], PromptVariant]:
         """Return the section itself and its variants as written, by their keys."""
@@ -184,9 +185,8 @@ class PromptSection(PromptVariant):
         names = [variant.name for variant in self.base]
         for index, name in enumerate(names):
             if name is not None and name in names[:index]:
-                wrong.append(
-                    (("base", index, "name"), f"is {name!r}, as base[{names.index(name)}]'s is already")
-                )
+                text = f"is {name!r}, as prompt.base[{names.index(name)}].name is already"
+                wrong.append((("base", index, "name"), text))
         _refuse(wrong)
         return self
 
@@ -205,17 +205,17 @@ class RewardSection(_Section):
     """r(x, y): how solutions are judged."""
 
     name: NonEmpty
-    """A built-in reward (`exact_match`, `number`, `boxed`), or `package.module:function`, or `file.py:function`."""
+    """Built in (`exact_match`, `number`, `boxed`), `package.module:function` or `file.py:function`."""
     options: dict[str, Any] = {}
     """Keyword arguments of the reward beyond problem and solution."""
     answer: str | None = None
-    """How the final answer is found for majority votes: `final_answer`, `number`, `boxed`, `last_line`, `text`;
-    None is the built-in reward's own, `final_answer` for a plug-in."""
+    """How the final answer is found for majority votes: `final_answer`, `number`, `boxed`, `last_line`,
+    `text`; None is the built-in reward's own, `final_answer` for a plug-in."""
     threshold: float = 1.0
     """A float reward is correct if it is at least this."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Wall-clock limit of one call; the grader process is killed after it."""
-    num_workers: Annotated[int, Field(gt=0)] | None = None
+    num_workers: AtLeastOne | None = None
     """Grader processes; None is one for each usable core, at most 8."""
     max_unscorable: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops if a larger share of a stage's solutions cannot be judged."""
@@ -224,9 +224,9 @@ class RewardSection(_Section):
 class SamplingSection(_Section):
     """The E-step's draws; names are those of transformers' GenerationConfig."""
 
-    num_samples: Annotated[int, Field(gt=0)] = 32
+    num_samples: AtLeastOne = 32
     """N: solutions a problem."""
-    max_new_tokens: Annotated[int, Field(gt=0)]
+    max_new_tokens: AtLeastOne
     """The cap on a solution's tokens; what it cuts off is never trained on."""
     temperature: Annotated[float, Field(ge=0)] = 0.7
     """0 is greedy."""
@@ -236,9 +236,9 @@ class SamplingSection(_Section):
     """Only the smallest set of tokens whose probability reaches this; applied after `top_k`."""
     stop_strings: tuple[NonEmpty, ...] = ()
     """A solution ends before the first of these."""
-    unit_size: Annotated[int, Field(gt=0)] = 256
+    unit_size: AtLeastOne = 256
     """Solutions a work unit: decoded and committed to disk whole; a crash loses at most one unit a rank."""
-    max_rows: Annotated[int, Field(gt=0)] = 128
+    max_rows: AtLeastOne = 128
     """Sequences decoded at once."""
 
     @model_validator(mode="after")
@@ -252,7 +252,7 @@ class SamplingSection(_Section):
 class SelectionSection(_Section):
     """Which correct solutions become D_i."""
 
-    max_solutions_per_problem: Annotated[int, Field(gt=0)] = 10
+    max_solutions_per_problem: AtLeastOne = 10
     """K, the paper's cap."""
     deduplicate: bool = True
     """Keep one of the solutions that are equal in normalised form."""
@@ -263,33 +263,27 @@ class TrainingSection(_Section):
 
     model_config = ConfigDict(extra="allow")
 
-    num_train_epochs: Annotated[int, Field(gt=0)] = 3
+    num_train_epochs: AtLeastOne = 3
     """Epochs; each ends with a checkpoint that D_val can choose."""
-    global_batch_size: Annotated[int, Field(gt=0)] = 16
+    global_batch_size: AtLeastOne = 16
     """Examples an optimiser step, over all ranks; accumulation is derived from it."""
-    per_device_train_batch_size: Annotated[int, Field(gt=0)] | None = None
+    per_device_train_batch_size: AtLeastOne | None = None
     """Examples a forward pass and rank; None is the largest divisor of the rank's share that is at most 8."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """The peak of the schedule."""
     bf16: bool | Literal["auto"] = "auto"
     """bfloat16 autocast over fp32 master weights; `auto` where the device computes it natively."""
-    max_length: Annotated[int, Field(gt=0)] | None = None
-    """Longer examples (prompt and solution, tokens) are left out and counted; None is the model's own limit."""
+    max_length: AtLeastOne | None = None
+    """Examples of more tokens (prompt and solution) are left out and counted; None is the model's limit."""
     checkpoint_choice: Literal["first_drop", "best", "last"] = "first_drop"
-    """Which epoch's checkpoint is the policy: walk forward on D_val to the first drop, the best, or the last."""
+    """Which epoch's checkpoint is taken: the last before the first drop on D_val, the best or the last."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         rows = self.per_device_train_batch_size
-        wrong: list[Contradiction] = [
-            ((key,), f"is rest_em's own: {OWNED_TRAINING_KEYS[key]}")
-            for key in self.model_extra or {}
-            if key in OWNED_TRAINING_KEYS
-        ]
         if rows is not None and self.global_batch_size % rows:
             text = f"is {rows} and global_batch_size {self.global_batch_size} is no multiple of it"
-            wrong.append((("per_device_train_batch_size",), text))
-        _refuse(wrong)
+            _refuse([(("per_device_train_batch_size",), text)])
         return self
 
 
@@ -304,12 +298,10 @@ class EvaluationSection(_Section):
     """As in `sampling`, of those samples."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """As in `sampling`, of those samples."""
-    pass_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(default_factory=lambda data: _up_to(data, (1,)))
-    """The k of pass@k; 1 is the greedy solution's, the others come from the samples. By default 1 and N."""
-    majority_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        default_factory=lambda data: _up_to(data, ())
-    )
-    """The k of maj@k. By default N, the number of samples."""
+    pass_at: tuple[AtLeastOne, ...] = Field(default_factory=lambda said: _up_to_all(said, (1,)))
+    """The k of pass@k; 1 is the greedy solution's, the others come from the samples. By default 1 and all."""
+    majority_at: tuple[AtLeastOne, ...] = Field(default_factory=lambda said: _up_to_all(said, ()))
+    """The k of maj@k. By default all samples."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of the intervals."""
 
@@ -324,8 +316,9 @@ class EvaluationSection(_Section):
         return self
 
 
-def _up_to(data: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, ...]:
-    num_samples = data.get("num_samples", 0)
+def _up_to_all(said: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the default k of a section in which `num_samples`, unless it is wrong, is already known."""
+    num_samples = said.get("num_samples", 0)
     return (*always, num_samples) if num_samples > 1 else always
 
 
@@ -333,7 +326,7 @@ class TrackingSection(_Section):
     """Where metrics go besides the run folder."""
 
     report_to: tuple[str, ...] = ()
-    """Trackers as accelerate names them (`tensorboard`, `wandb`, `trackio`, `mlflow`); fed from metrics.jsonl."""
+    """Trackers as accelerate names them (`tensorboard`, `wandb`, ...); fed from metrics.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +346,7 @@ class Places:
 class Recipe(_Section):
     """A whole run."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Draws and training depend on it and on nothing else that is random."""
     num_iterations: Annotated[int, Field(ge=0)] = 3
     """I of Algorithm 1; 0 only measures the base."""
@@ -382,8 +375,9 @@ class Recipe(_Section):
     _places: Places = PrivateAttr(default_factory=Places)
 
     def place(self, key: str) -> str:
-        """Return where a dotted key, or else the section around it, was written, as in `recipes/x.yaml:12`."""
-        return self._places.of(tuple(key.split(".")))
+        """Return where a dotted key or else the section around it was written, as in `recipes/x.yaml:12`."""
+        names = re.findall(r"[^.\[\]]+", key)
+        return self._places.of(tuple(int(name) if name.isdigit() else name for name in names))
 
     def remember_places(self, places: Places) -> None:
         """Note where the keys were written; `loading` does it."""
@@ -391,13 +385,7 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        wrong: list[Contradiction] = [
-            (("lora", key), f"is rest_em's own: {OWNED_LORA_KEYS[key]}")
-            for key in self.lora or {}
-            if key in OWNED_LORA_KEYS
-        ]
         if self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             text = f"is {self.run_name!r}; letters, digits, dots, dashes and underscores are wanted"
-            wrong.append((("run_name",), text))
-        _refuse(wrong)
+            _refuse([(("run_name",), text)])
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import types
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,12 +10,12 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-_BOUNDS = {
-    annotated_types.Gt: ">",
-    annotated_types.Ge: ">=",
-    annotated_types.Lt: "<",
-    annotated_types.Le: "<=",
-}
+_BOUNDS = (
+    (annotated_types.Gt, "gt", ">"),
+    (annotated_types.Ge, "ge", ">="),
+    (annotated_types.Lt, "lt", "<"),
+    (annotated_types.Le, "le", "<="),
+)
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -41,9 +40,10 @@ def wanted(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     >>> wanted(Annotated[float, annotated_types.Ge(0)])
     'a number >= 0'
     >>> wanted(tuple[str, ...] | None)
-    'a list of which each is a text or null'
+    'a list (each a text) or null'
     """
-    return " or ".join(_one(member, metadata) for member in alternatives(annotation))
+    *others, last = [_one(member, metadata) for member in alternatives(annotation)]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _one(annotation: Any, metadata: Iterable[Any]) -> str:
@@ -53,14 +53,10 @@ def _one(annotation: Any, metadata: Iterable[Any]) -> str:
     if origin is Literal:
         return _choice([str(one) for one in arguments])
     if origin in (tuple, list):
-        return f"a list of which each is {wanted(arguments[0])}"
-    if origin is dict:
-        return "a section"
+        return f"a list (each {wanted(arguments[0])})"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a section ({', '.join(annotation.model_fields)})"
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return _choice([str(one.value) for one in annotation])
-    return f"{_WORDS.get(annotation, 'a value')}{_limits(metadata)}"
+    return f"{_WORDS.get(origin or annotation, 'a value')}{_limits(metadata)}"
 
 
 def _choice(names: list[str]) -> str:
@@ -74,7 +70,5 @@ def _limits(metadata: Iterable[Any]) -> str:
             return _limits(one.metadata)
         if isinstance(one, annotated_types.MinLen):
             return " that is not empty"
-        for kind, sign in _BOUNDS.items():
-            if isinstance(one, kind):
-                limits.append(f"{sign} {getattr(one, kind.__name__.lower())}")
+        limits += [f"{sign} {getattr(one, name)}" for kind, name, sign in _BOUNDS if isinstance(one, kind)]
     return f" {' and '.join(limits)}" if limits else ""
