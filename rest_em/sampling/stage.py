@@ -1,0 +1,81 @@
+"""The sampling stage: the process of one rank that loads policies and decodes work units to disk.
+
+Runs as `python -m rest_em _stage sample SPEC.json` on every rank. A unit is written whole, by one rank, and
+is the same whichever rank that is. Judging, and what the draws are for, is left to the supervisor.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rest_em.sampling.engine import make_sampler
+from rest_em.sampling.policy import load_policy
+from rest_em.sampling.progress import Progress
+from rest_em.sampling.tickets import tickets
+from rest_em.sampling.units import Unit, plan_units
+from rest_em.storage import read_json, request_from_json, write_solutions
+from rest_em.types import DrawRequest, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One unit to decode."""
+
+    policy: str
+    request: DrawRequest
+    unit: Unit
+    path: Path
+    """Where its solutions go."""
+
+
+def unit_path(folder: Path, number: int) -> Path:
+    """Return where a draw's unit lies."""
+    return folder / "units" / f"{number:05d}.parquet"
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Decode this rank's share of the units.
+
+    Args:
+        spec: `{"model": {"dtype", "attn_implementation", "trust_remote_code", "revision"},
+            "draws": [{"policy", "folder", "units"}, ...], "progress": folder}`. A draw's folder holds
+            `request.json`; its `units` are the numbers of those still to do. Draws are done in order.
+    """
+    tasks = [task for draw in spec["draws"] for task in _tasks(draw)]
+    total = sum(len(indices) for task in tasks for _, indices in task.unit)
+    progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json", total)
+    policy: str | None = None
+    sampler: Sampler | None = None
+    for ticket in tickets(len(tasks)):
+        task = tasks[ticket]
+        if sampler is None or task.policy != policy:
+            sampler = None
+            gc.collect()
+            policy, sampler = task.policy, _load_sampler(spec["model"], task.policy, progress)
+        problems = task.request.problems
+        solutions = sampler(task.request, [(problems[place], indices) for place, indices in task.unit])
+        write_solutions(task.path, solutions)
+    progress.write()
+
+
+def _tasks(draw: dict[str, Any]) -> list[_Task]:
+    folder = Path(draw["folder"])
+    request = request_from_json(read_json(folder / "request.json"))
+    units = plan_units(len(request.problems), request.params.num_samples, request.unit_size)
+    return [
+        _Task(draw["policy"], request, units[number], unit_path(folder, number)) for number in draw["units"]
+    ]
+
+
+def _load_sampler(model: dict[str, Any], path: str, progress: Progress) -> Sampler:
+    policy = load_policy(
+        path,
+        dtype=model["dtype"],
+        revision=model["revision"],
+        trust_remote_code=model["trust_remote_code"],
+    )
+    return make_sampler(policy, model["attn_implementation"], progress.observe)

@@ -1,0 +1,55 @@
+"""A prompt as token ids: what the model sees, for sampling and training alike.
+
+Needs a transformers tokenizer as argument and imports nothing of transformers. Solutions are left out: their
+tokens are those that were sampled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from rest_em.errors import ProblemError
+from rest_em.types import Messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
+    """Return the ids of a prompt to be continued: BOS at most once, no EOS that the tokenizer appends.
+
+    Raises:
+        ProblemError: messages, and the tokenizer has no chat template; or a prompt without any token.
+    """
+    ids = _encode_text(tokenizer, prompt) if isinstance(prompt, str) else _encode_chat(tokenizer, prompt)
+    if not ids:
+        raise ProblemError(
+            f"the prompt {prompt!r} has no token, and the tokenizer adds no BOS; give it some text"
+        )
+    return ids
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=True)["input_ids"]
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids = ids[1:]
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids = ids[:-1]
+    return ids
+
+
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ProblemError(
+            f"the prompt is a chat, but the tokenizer of {tokenizer.name_or_path} has no chat template; "
+            "use a model that has one, or set prompt.chat_template to false"
+        )
+    ids = cast(
+        list[int],
+        tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
+        ),
+    )
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        ids = ids[1:]
+    return ids
