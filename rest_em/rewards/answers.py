@@ -7,6 +7,7 @@ equivalence (x = 5 against 5, surds, sets, units) is left out: `boxed` compares 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -49,8 +50,8 @@ def final_answer(text: str) -> str | None:
     """Return the final answer as written, or None where there is none.
 
     What follows the last "the answer is" or `####`, to the end of the sentence or line, or the content of
-    the last complete `\\boxed{...}`, whichever of them comes last; without any of them the last line. A marker
-    that nothing follows is a solution that was cut off: it gives no answer.
+    the last complete `\\boxed{...}`, whichever of them comes last; without any of them the last line. After a
+    marker that nothing follows the solution was cut off: it gives no answer.
 
     >>> final_answer("2 + 2 = 4. The answer is: **4**.")
     '4'
@@ -129,10 +130,9 @@ def notation(answer: str) -> str:
 def last_number(text: str) -> Fraction | None:
     """Return what `number` writes, as a fraction."""
     marked = _marked_answer(text)
-    last = None
-    for last in _NUMBER.finditer(_plain((last_line(text) or "") if marked is None else marked)):
-        pass
-    return None if last is None else _value(last)
+    numbers = _NUMBER.finditer(_plain((last_line(text) or "") if marked is None else marked))
+    last = deque(numbers, maxlen=1)
+    return _value(last[0]) if last else None
 
 
 def only_number(text: str) -> Fraction | None:

@@ -1,0 +1,130 @@
+"""The supervisor's end of one grader process: its pipes, what it was sent, and its clock.
+
+Nothing here blocks. Who gets which solution, and what is made of a death, is left to `graders`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import IO, TYPE_CHECKING
+
+from rest_em.processes import kill_group
+from rest_em.rewards.worker import Reply
+from rest_em.types import Problem, Solution
+
+if TYPE_CHECKING:
+    from rest_em.recipe import RewardSection
+
+Task = tuple[Problem, Solution]
+
+PIPE_BYTES = 2**20
+"""Room for requests ahead, so that a grader has work while the supervisor does something else."""
+MAX_WINDOW = 256
+"""The most solutions that one grader is sent ahead."""
+
+
+class GraderProcess:
+    """One grader: a process in a session of its own, and the solutions it has not answered for yet."""
+
+    def __init__(self, section: RewardSection, log: IO[bytes] | None) -> None:
+        """Start the process; what its reward prints goes to `log`."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rest_em.rewards.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if log is None else log,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._pipes = [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
+        self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
+        for descriptor in (self._stdin, self._stdout):
+            os.set_blocking(descriptor, False)
+        if sys.platform == "linux":
+            with contextlib.suppress(PermissionError):  # a host may allow less
+                fcntl.fcntl(self._stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.tasks: deque[Task] = deque()
+        """Sent and unanswered, in order: the first one is being judged."""
+        self.is_ready = False
+        """Whether the reward has been imported."""
+        self._outbox = bytearray(pickle.dumps(section))
+        self._inbox = b""
+        self._last_sign = time.monotonic()
+        self._window = 4
+        self._may_starve = False
+        self._is_silent = False
+
+    def fill(self, queue: deque[Task], share: int) -> None:
+        """Take solutions from `queue` to work ahead, at most `share`.
+
+        The window doubles when the grader was left without work although there was some.
+        """
+        if self._may_starve and not self.tasks:
+            self._window = min(2 * self._window, MAX_WINDOW)
+        while queue and len(self.tasks) < min(self._window, share):
+            self.tasks.append(queue.popleft())
+            self._outbox += pickle.dumps(self.tasks[-1])
+            if len(self.tasks) == 1:
+                self._last_sign = time.monotonic()
+        self._may_starve = bool(queue)
+        self._flush()
+
+    def receive(self) -> list[Reply]:
+        """Return the replies since the last call."""
+        chunks = [self._inbox]
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._stdout, 2**20):
+                chunks.append(chunk)
+            self._is_silent = True
+        lines = b"".join(chunks).split(b"\n")
+        self._inbox = lines.pop()
+        if len(chunks) > 1:
+            self._last_sign = time.monotonic()
+        return [json.loads(line) for line in lines]
+
+    def _flush(self) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while self._outbox:
+                del self._outbox[: os.write(self._stdin, self._outbox)]
+                self._last_sign = time.monotonic()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has died or closed its pipe; replies that it sent before can still be received."""
+        if self._is_silent:
+            return True
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not waited for: the group keeps its number
+        return os.waitid(os.P_PID, self._process.pid, options) is not None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long ago it last replied, took something from its pipe, or was given the first of its tasks."""
+        return time.monotonic() - self._last_sign
+
+    @property
+    def events(self) -> dict[int, int]:
+        """What to wait for, as `select.poll` has it: descriptor -> mask."""
+        writable = {self._stdin: select.POLLOUT} if self._outbox else {}
+        return {self._stdout: select.POLLIN} | writable
+
+    def end(self) -> str:
+        """Kill it and all that it started; say how it had ended."""
+        kill_group(self._process)
+        for pipe in self._pipes:
+            pipe.close()
+        code = self._process.returncode
+        if code >= 0:
+            return f"left with exit status {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}"

@@ -1,0 +1,136 @@
+"""A grader process: calls the reward, one solution at a time, on its main thread.
+
+Standard input brings pickles: the recipe's section, then (problem, solution) pairs. Replies leave as lines of
+JSON on a private copy of standard output, while what the reward prints goes to the log. Started by `graders`,
+which kills it when a call takes too long. Not a sandbox: the reward can do what its user can.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import numbers
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rest_em.errors import RewardError, UnscorableError
+from rest_em.processes import die_with_parent
+from rest_em.rewards.registry import LoadedReward, describe, error_place, load_reward
+from rest_em.types import Problem, Solution
+
+Reply = tuple[str, float, str | None, str]
+"""(`correct`, `incorrect`, `unscorable` or `failed`; reward; answer; reason).
+
+`unscorable` the reward said itself; `failed` is unscorable through a fault of the reward."""
+
+MAX_REASON = 600
+"""Characters of a reason."""
+
+
+def judge(loaded: LoadedReward, problem: Problem, solution: Solution) -> Reply:
+    """Return what a reward says of a solution."""
+    answer = loaded.extract_answer(solution.text)
+    try:
+        value = _plain_number(loaded.function(problem, solution))
+    except UnscorableError as error:
+        kind, reward, reason = "unscorable", 0.0, str(error)
+    except BaseException as error:  # a user's code, which may raise anything, SystemExit included
+        said = f"raised {describe(error)} ({error_place(error, _source_file(loaded))})"
+        kind, reward, reason = "failed", 0.0, f"the reward {loaded.name} {said}"
+    else:
+        kind, reward, reason = _read(value, loaded, has_answer=answer is not None)
+    if kind in {"unscorable", "failed"}:
+        reason = f"{problem.id}: {reason}"[:MAX_REASON]
+    return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
+
+
+def _read(value: object, loaded: LoadedReward, *, has_answer: bool) -> tuple[str, float, str]:
+    """Return kind, reward and reason of what a reward returned."""
+    if value is True:
+        return "correct", 1.0, ""
+    if value is False:
+        return "incorrect", 0.0, "wrong" if has_answer else "no answer"
+    reward = _weight(value)
+    if reward is None:
+        found = repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
+        said = f"returned {found}; wanted a bool or a finite number >= 0"
+        return "failed", 0.0, f"the reward {loaded.name} {said}"
+    if reward >= loaded.threshold:
+        return "correct", reward, ""
+    return "incorrect", reward, f"reward {reward:g} is below {loaded.threshold:g}"
+
+
+def _plain_number(value: object) -> object:
+    """Return numpy's scalars as Python's own; anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        plain: object = value.item()
+        return plain
+    return value
+
+
+def _weight(value: object) -> float | None:
+    """Return a reward as a float; None if it is none."""
+    if not isinstance(value, numbers.Real):
+        return None
+    try:
+        reward = float(value)
+    except OverflowError:
+        return None
+    return reward if math.isfinite(reward) and reward >= 0 else None
+
+
+def _source_file(loaded: LoadedReward) -> Path | None:
+    function = loaded.function.func if isinstance(loaded.function, functools.partial) else loaded.function
+    function = inspect.unwrap(function)
+    return Path(function.__code__.co_filename) if inspect.isfunction(function) else None
+
+
+def _private_pipes() -> tuple[BinaryIO, int]:
+    """Keep the pipes to the supervisor for ourselves; a reward reads an empty input and prints to the log."""
+    requests = os.fdopen(os.dup(0), "rb")
+    replies = os.dup(1)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _send(replies: int, value: Any) -> None:
+    line = json.dumps(value).encode() + b"\n"
+    while line:
+        line = line[os.write(replies, line) :]
+
+
+def main() -> None:
+    """Judge until standard input ends."""
+    die_with_parent(signal.SIGKILL, int(sys.argv[1]))
+    process_id = os.getpid()
+    requests, replies = _private_pipes()
+    try:
+        loaded = load_reward(pickle.load(requests))
+    except RewardError as error:
+        _send(replies, ["error", 0.0, None, str(error)])
+        return
+    _send(replies, ["ready", 0.0, None, ""])
+    while True:
+        try:
+            problem, solution = pickle.load(requests)
+        except EOFError:
+            os._exit(0)  # without waiting for threads that a reward may have left behind
+        reply = judge(loaded, problem, solution)
+        if os.getpid() != process_id:
+            os._exit(0)  # a child that the reward forked and let return
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left set would hit the next solution
+        _send(replies, reply)
+
+
+if __name__ == "__main__":
+    main()
