@@ -200,7 +200,7 @@ class _Reader:
             key = (*path, key_node.value)
             if key_node.value in values:
                 first = self._document.places[key]
-                self._note(key_node, key, f"{dotted(key)} is given twice, first at {first}; leave one out")
+                self._note(key_node, path, f"{dotted(key)} is given twice, first at {first}; leave one out")
                 continue
             self._document.places[key] = self._place(key_node)
             values[key_node.value] = self.value(value_node, key)

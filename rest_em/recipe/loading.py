@@ -95,6 +95,8 @@ def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
             for below, text in one["ctx"]["all"]:
                 key = (*path, *below)
                 mistakes.append(Mistake(document.place(key), key, f"{dotted(key)} {text}"))
+        elif one["type"] == "default_factory_not_called":
+            continue  # the default follows from a key that is wrong, and that is told
         elif one["type"] == "extra_forbidden":
             mistakes.append(Mistake(document.place(path), path, _unknown_key(path)))
         else:
