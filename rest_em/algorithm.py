@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RunFolderError
@@ -46,7 +47,7 @@ def rest_em(run: Run) -> Policy:
 
 
 def choose_base_prompt(run: Run) -> PromptedPolicy:
-    """Return the base model with the prompt that serves it best on D_val (greedy pass@1; the first of equals)."""
+    """Return the base with the prompt that serves it best on D_val (greedy pass@1; the first of equals)."""
     base = Policy(run.recipe.model.name_or_path, iteration=0)
     candidates = [PromptedPolicy(base, variant) for variant in base_variants(run.recipe.prompt)]
     names = [str(candidate.prompt.name) for candidate in candidates]
@@ -96,10 +97,8 @@ def select_dataset(
     return path, stage
 
 
-def improve(
-    run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int
-) -> PromptedPolicy:
-    """M-step: tune the base model on D_i and return the checkpoint that D_val chooses, the base among them."""
+def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int) -> PromptedPolicy:
+    """M-step: tune the base on D_i; return the checkpoint that D_val chooses, the base among them."""
     name = f"iteration-{iteration:02d}"
     trained, checkpoints = _train(run, dataset, iteration=iteration)
     tuned = tuned_variant(run.recipe.prompt)
@@ -219,7 +218,7 @@ def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[St
     path, selected = dataset
     inputs = {
         "model": recipe.model.model_dump(mode="json", include={"name_or_path", "revision"}),
-        "training": recipe.training.what_matters(),
+        "training": _what_matters(recipe.training.model_dump(mode="json")),
         "lora": recipe.lora,
         "seed": recipe.seed,
     }
@@ -234,6 +233,16 @@ def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[St
             stage, read_json(output / "training.json"), seconds=time.monotonic() - started
         )
     return stage, [output / name for name in result["checkpoints"]]
+
+
+def _what_matters(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that change the tuned weights, beyond the order of floating-point sums."""
+    return {
+        key: value
+        for key, value in training.items()
+        if key not in ("checkpoint_choice", "per_device_train_batch_size")
+        and not key.startswith(("dataloader_", "gradient_checkpointing", "logging_"))
+    }
 
 
 def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> None:

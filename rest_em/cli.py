@@ -85,17 +85,15 @@ def run(
         _lead(ranks, recipe, overrides or [], from_stage or [], is_dry=dry_run)
 
 
-def _lead(
-    ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, is_dry: bool
-) -> None:
+def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, is_dry: bool) -> None:
     """Rank 0: build the parts of the run and call the loop."""
     from rest_em.algorithm import rest_em
-    from rest_em.ledger import Ledger, read_status
+    from rest_em.ledger import Ledger
     from rest_em.recipe import dump_recipe, load_recipe, run_name_of
     from rest_em.report.progress import Progress
     from rest_em.report.table import print_summary, summarize_run
     from rest_em.rewards.graders import Graders
-    from rest_em.run import ProblemSets, Run
+    from rest_em.run import Run
     from rest_em.storage import FolderLock, write_text
 
     recipe = load_recipe(path, overrides)
@@ -153,7 +151,11 @@ def _check(recipe: Recipe) -> ProblemSets:
     check_files(recipe)
     check_library_keys(recipe)
     problems = ProblemSets(recipe)
-    for variant in (*base_variants(recipe.prompt), tuned_variant(recipe.prompt), training_variant(recipe.prompt)):
+    for variant in (
+        *base_variants(recipe.prompt),
+        tuned_variant(recipe.prompt),
+        training_variant(recipe.prompt),
+    ):
         problems.check(variant)
     canary(recipe.reward, problems.rendered("train", tuned_variant(recipe.prompt))[0])
     return problems

@@ -155,8 +155,8 @@ class _OpenDraw:
         path = folder / "request.json"
         if path.exists() and read_json(path) != asked and any((folder / "units").glob("*.parquet")):
             raise RunFolderError(
-                f"{folder}: holds solutions of an unfinished draw with other settings; undo the change of the "
-                f"recipe, or draw them again with --from-stage {self.draw.samples.name}"
+                f"{folder}: holds solutions of an unfinished draw with other settings; undo the change of "
+                f"the recipe, or draw them again with --from-stage {self.draw.samples.name}"
             )
         write_json(path, asked)
 
@@ -286,7 +286,7 @@ class _Intake:
 
 
 def _done_by_ranks(folder: Path) -> int:
-    """Return how many solutions the sampling stage has finished; a file that is being replaced counts later."""
+    """Return how many solutions the sampling stage has finished."""
     return sum(int(read_json(path)["done"]) for path in (folder / PROGRESS).glob("[0-9]*.json"))
 
 
@@ -342,4 +342,4 @@ def _work(run: Run, one: _OpenDraw) -> dict[str, Any]:
 def _num_solutions(draw: Draw, units: Sequence[int]) -> int:
     request = draw.request
     plan = plan_units(len(request.problems), request.params.num_samples, request.unit_size)
-    return sum(plan[unit].num_solutions for unit in units)
+    return sum(len(indices) for unit in units for _, indices in plan[unit])

@@ -112,7 +112,7 @@ class Ledger:
         unfinished = [path for path in self.folder.glob(pattern) if path.is_dir()]
         if not matches and not unfinished:
             known = ", ".join(self._records) or "none yet"
-            raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; its finished stages are: {known}")
+            raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; finished are: {known}")
         forgotten = [name for name in self._records if name in matches or self._comes_of(name, matches)]
         append_line(self._path, {"reset": forgotten})
         for name in forgotten:
@@ -137,8 +137,8 @@ class Ledger:
         pattern = f"'*/{stage.name.split('/', 1)[1]}'" if "/evals/" in stage.name else stage.name
         return (
             f"{self.folder}: {stage.name} was finished with other settings:\n{found}\n"
-            f"Undo the change, or do this stage and all that follow from it again with --from-stage {pattern}, "
-            "or keep both with --set run_name=NAME."
+            "Undo the change, or do this stage and all that follow from it again with "
+            f"--from-stage {pattern}, or keep both with --set run_name=NAME."
         )
 
 
@@ -163,6 +163,8 @@ def read_status(folder: Path) -> dict[str, str]:
     """
     path = folder / "status.json"
     if not path.exists():
-        raise RunFolderError(f"{folder}: no run here (no status.json); name a folder that `rest_em run` has made")
+        raise RunFolderError(
+            f"{folder}: no run here (no status.json); name a folder that `rest_em run` has made"
+        )
     status: dict[str, str] = read_json(path)
     return status

@@ -6,6 +6,7 @@ how many ranks, is left to `rest_em.stages` and `rest_em.rewards`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -35,10 +36,8 @@ def die_with_parent(signal_number: int, parent: int | None = None) -> None:
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process that leads its own session, all that it started there, and wait for it."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nothing of it is left
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has been waited for already
     process.wait()
 
 

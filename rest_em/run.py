@@ -1,4 +1,4 @@
-"""One run: its recipe, its folder, and the parts that the stages share. What is done with them is `algorithm`'s."""
+"""One run: its recipe, its folder, and the parts that all stages share. What is done is `algorithm`'s."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ProblemSets:
         Raises:
             ProblemError: a file cannot be used, a prompt does not render.
         """
-        return self._rendered(which, variant.model_dump_json())
+        return self._rendered(which, variant)
 
     def check(self, variant: PromptVariant) -> None:
         """Read all three sets, so that mistakes show before anything is drawn.
@@ -50,11 +50,15 @@ class ProblemSets:
         Raises:
             ProblemError: as `rendered`, or a problem is in two of the sets.
         """
-        check_disjoint(*(self.rendered(which, variant) for which in ("train", "validation", "test")))
+        train, validation, test = (
+            self.rendered("train", variant),
+            self.rendered("validation", variant),
+            self.rendered("test", variant),
+        )
+        check_disjoint(train, validation, test)
 
-    def _render(self, which: ProblemSet, variant_json: str) -> tuple[Problem, ...]:
+    def _render(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
         section, prompt = self._recipe.problems, self._recipe.prompt
-        variant = PromptVariant.model_validate_json(variant_json)
         if which == "test":
             return load_problems(section.test, section, prompt, variant)
         if section.validation is not None:

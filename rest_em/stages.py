@@ -46,7 +46,7 @@ class Ranks:
     """Where this process stands in the launch.
 
     Example:
-        Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2, master_addr="127.0.0.1", master_port=29500)
+        Ranks(rank=0, world_size=2, local_rank=0, local_world_size=2, master_addr="node-0", master_port=29500)
     """
 
     rank: int = 0
@@ -296,9 +296,9 @@ def _check_nonce(store: Store) -> None:
             pass  # a shared folder may show a new file late
         if time.monotonic() > deadline:
             raise RunFolderError(
-                f"{Path(path).parent}: not shared with the node {socket.gethostname()}, which did not see rank 0's "
-                f"file {path} within {SHARED_FOLDER_SECONDS:.0f} s; put the run folder on a file system that all "
-                "nodes mount at the same path"
+                f"{Path(path).parent}: not shared with the node {socket.gethostname()}, which did not see "
+                f"rank 0's file {path} within {SHARED_FOLDER_SECONDS:.0f} s; put the run folder on a file "
+                "system that all nodes mount at the same path"
             )
         time.sleep(POLL_SECONDS)
 

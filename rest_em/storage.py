@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbour of `path` to write to; rename it to `path` on success, remove it on failure."""
+    """Give a temporary neighbour of `path` to write to, which then takes its place; on failure it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
@@ -187,7 +187,7 @@ def write_graded(path: Path, graded: Iterable[GradedSolution]) -> None:
 
 
 def read_graded(path: Path, solutions: Iterable[Solution]) -> list[GradedSolution]:
-    """Join the verdicts in `path` to the solutions that they judge; a solution without a verdict is left out."""
+    """Join the verdicts in `path` to the solutions that they judge; one without a verdict is left out."""
     by_key = {(row["problem_id"], row["index"]): row for row in _read_parquet(path)}
     graded = []
     for solution in solutions:
@@ -271,7 +271,7 @@ def request_from_json(value: dict[str, Any]) -> DrawRequest:
 
 
 class FolderLock:
-    """An exclusive lock of a run folder, held by an open file and so given back by any death of the process."""
+    """An exclusive lock of a run folder, held by an open file and so given back by any death."""
 
     def __init__(self, folder: Path) -> None:
         """Take the lock.

@@ -108,7 +108,7 @@ RewardFunction = Callable[[Problem, Solution], bool | float]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How solutions are drawn; all explicit, nothing is taken from a model's generation_config but its EOS ids.
+    """How solutions are drawn; all explicit, a model's generation_config gives its EOS ids only.
 
     Names and meaning are those of `transformers.GenerationConfig`.
     """
@@ -142,7 +142,7 @@ class TrainingExample:
     prompt: str | Messages
     """Rendered with `prompt.training`."""
     token_ids: tuple[int, ...]
-    """The solution's tokens as sampled; training appends the EOS token if `finish_reason` is `stop_string`."""
+    """As sampled; training appends the EOS token if `finish_reason` is `stop_string`."""
     finish_reason: FinishReason
     weight: float
     """r(x, y), > 0."""

@@ -17,27 +17,30 @@ SEED = 2312_06585
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 400, 100, 200
 
 
-def draw_problem(rng: random.Random, kind: int) -> tuple[str, int]:
-    """Return an expression and its value; kind 0 and 1 are sums, 2 a difference, 3 a product of a sum."""
+def draw_problem(rng: random.Random, kind: int) -> tuple[str, str, int]:
+    """Return an expression, the same with its summands swapped, and its value.
+
+    Kind 0 and 1 are sums, 2 a difference (which has no swapped form), 3 a product of a sum.
+    """
     if kind == 2:
         smaller, larger = sorted((rng.randint(10, 99), rng.randint(10, 99)))
-        return f"{larger} - {smaller}", larger - smaller
+        return f"{larger} - {smaller}", f"{larger} - {smaller}", larger - smaller
     if kind == 3:
         a, b, c = rng.randint(2, 12), rng.randint(2, 12), rng.randint(2, 9)
-        return f"({a} + {b}) * {c}", (a + b) * c
+        return f"({a} + {b}) * {c}", f"({b} + {a}) * {c}", (a + b) * c
     a, b = rng.randint(10, 99), rng.randint(10, 99)
-    return f"{a} + {b}", a + b
+    return f"{a} + {b}", f"{b} + {a}", a + b
 
 
 def distinct_problems(rng: random.Random) -> Iterator[dict[str, str]]:
-    """Give problems without end, no expression twice, the kinds in turn."""
+    """Give problems without end, the kinds in turn, none twice or with its summands swapped."""
     seen: set[str] = set()
     while True:
         for kind in range(4):
-            expression, value = draw_problem(rng, kind)
+            expression, swapped, value = draw_problem(rng, kind)
             while expression in seen:
-                expression, value = draw_problem(rng, kind)
-            seen.add(expression)
+                expression, swapped, value = draw_problem(rng, kind)
+            seen |= {expression, swapped}
             yield {"expression": expression, "answer": str(value)}
 
 

@@ -1,4 +1,4 @@
-"""Progress of the stages: a bar with rate and time left on a terminal, plain lines elsewhere, both on stderr."""
+"""Progress of the stages on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
