@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ import jinja2.sandbox
 from rest_em.errors import ProblemError
 from rest_em.recipe import ProblemSource, ProblemsSection, PromptSection, PromptVariant
 from rest_em.types import Messages, Problem
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +326,10 @@ def _read_text(path: Path) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = _shown(path)
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
-            place = f"{_shown(path)}:{number}"
+            place = f"{name}:{number}"
             try:
                 value = json.loads(line, parse_constant=_refuse_constant)
             except ValueError as error:
@@ -334,36 +338,47 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _read_text(path)
+    name, text = _shown(path), _read_text(path)
+    line, counted = 1, 0
+    for start, value in _json_items(name, text):
+        line, counted = line + text.count("\n", counted, start), start
+        yield f"{name}:{line}", _object(value, f"{name}:{line}")
+
+
+def _json_items(name: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield each item of a list in JSON, and the position where it starts."""
+
+    def refuse(position: int, message: str) -> NoReturn:
+        line = text.count("\n", 0, position) + 1
+        raise ProblemError(f"{name}:{line}: this is not JSON: {message}")
+
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     position = _skip_space(text, 0)
-    if text[position : position + 1] != "[":
-        raise ProblemError(f"{_place_at(path, text, position)}: a list of objects is wanted")
+    if not text.startswith("[", position):
+        refuse(position, "a list of objects is wanted")
     position = _skip_space(text, position + 1)
-    while text[position : position + 1] != "]":
-        place = _place_at(path, text, position)
+    while not text.startswith("]", position):
+        start = position
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            refuse(error.pos, error.msg)
         except ValueError as error:
-            at = error.pos if isinstance(error, json.JSONDecodeError) else position
-            message = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise ProblemError(f"{_place_at(path, text, at)}: this is not JSON: {message}") from error
-        yield place, _object(value, place)
+            refuse(start, str(error))
+        yield start, value
         position = _skip_space(text, position)
-        if text[position : position + 1] == ",":
+        if text.startswith(",", position):
             position = _skip_space(text, position + 1)
-        elif text[position : position + 1] != "]":
-            raise ProblemError(f"{_place_at(path, text, position)}: this is not JSON: ',' or ']' is wanted")
+        elif not text.startswith("]", position):
+            refuse(position, "',' or ']' is wanted")
+    if text[position + 1 :].strip():
+        refuse(position, "nothing is wanted after the list")
 
 
 def _skip_space(text: str, position: int) -> int:
     while text[position : position + 1].isspace():
         position += 1
     return position
-
-
-def _place_at(path: Path, text: str, position: int) -> str:
-    return f"{_shown(path)}:{text.count(chr(10), 0, position) + 1}"
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -377,12 +392,13 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    name = _shown(path)
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     names: list[str] = []
     line = 1
     try:
         for cells in reader:
-            place, line = f"{_shown(path)}:{line}", reader.line_num + 1
+            place, line = f"{name}:{line}", reader.line_num + 1
             if not cells:
                 continue
             if not names:
@@ -393,7 +409,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             else:
                 yield place, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise ProblemError(f"{_shown(path)}:{line}: this is not CSV: {error}") from error
+        raise ProblemError(f"{name}:{line}: this is not CSV: {error}") from error
 
 
 def _csv_names(cells: list[str], place: str) -> list[str]:
@@ -409,12 +425,13 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    name = _shown(path)
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowException as error:
-        raise ProblemError(f"{_shown(path)}: this is not Parquet: {error}") from error
+        raise ProblemError(f"{name}: this is not Parquet: {error}") from error
     for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{_shown(path)}, row {number}", row
+        yield f"{name}, row {number}", row
 
 
 def _read_data_set(source: ProblemSource) -> Sequence[Row]:
@@ -424,10 +441,9 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
     try:
         rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = "" if error.__cause__ is None else f" ({error.__cause__})"
+        told = " ".join(f"{error}{cause}".split())
         raise ProblemError(f"{place}: this data set cannot be read: {told}") from error
-    if not len(rows):
-        raise ProblemError(f"{place}: there is no row; one a problem is wanted")
     return [
         Row(f"{place}, row {number}", {name: _json_value(value, name, place) for name, value in row.items()})
         for number, row in enumerate(rows, start=1)
@@ -436,7 +452,7 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
 
 def _json_value(value: Any, column: str, place: str) -> Any:
     """Return the value as JSON has it: dates as ISO 8601 text, decimals as text."""
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and _SURROGATE.search(value):
         raise ProblemError(f"{place}: column {column!r} holds half a surrogate pair, which is no text")
     if value is None or isinstance(value, bool | int | float | str):
         return value

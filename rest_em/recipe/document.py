@@ -23,6 +23,7 @@ KeyPath = tuple[str | int, ...]
 _INT = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
 _FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CORE_SCHEMA = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|"),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE"),
@@ -209,7 +210,7 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text: str = node.value
         match node.tag.removeprefix("tag:yaml.org,2002:"):
-            case "str" if not any("\ud800" <= character <= "\udfff" for character in text):
+            case "str" if not _SURROGATE.search(text):
                 return text
             case "null":
                 return None
