@@ -1,0 +1,119 @@
+"""Rows -> `Problem`s with rendered prompts, and the sets of them that are kept apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rest_em.errors import ProblemError
+from rest_em.problems.prompts import Prompt, resolve_variant
+from rest_em.problems.rows import Row, column_of, read_rows, row_hash
+from rest_em.recipe import ProblemSource, ProblemsSection, PromptSection, PromptVariant
+from rest_em.types import Problem
+
+
+def load_problems(
+    source: ProblemSource, section: ProblemsSection, prompt: PromptSection, variant: PromptVariant
+) -> tuple[Problem, ...]:
+    """Return a source's problems in its order, their prompts rendered with one variant of the prompt.
+
+    Raises:
+        ProblemError: a file or a line cannot be read, a column is missing, an id comes twice, there is no
+            problem, or the prompt does not render.
+    """
+    rows = read_rows(source)[: source.max_problems]
+    render = Prompt(prompt, resolve_variant(prompt, variant))
+    places: dict[str, str] = {}
+    problems = []
+    for row in rows:
+        identity = _id(row, section)
+        if identity in places:
+            _refuse_twice(row, places[identity], section)
+        places[identity] = row.place
+        problems.append(
+            Problem(
+                id=identity,
+                prompt=render(row),
+                reference=_reference(row, section),
+                metadata=_other_columns(row, section),
+            )
+        )
+    return tuple(problems)
+
+
+def _id(row: Row, section: ProblemsSection) -> str:
+    if section.id is None:
+        return row_hash(row.columns)
+    value = column_of(row, section.id, "problems.id")
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ProblemError(
+            f"{row.place}: the id in column {section.id!r} is {value!r}; a text or whole number is wanted"
+        )
+    return str(value)
+
+
+def _refuse_twice(row: Row, first: str, section: ProblemsSection) -> NoReturn:
+    if section.id is None:
+        raise ProblemError(f"{row.place}: the same row as {first}; leave one out")
+    shown = row.columns[section.id]
+    raise ProblemError(f"{row.place}: the id {shown!r} is given twice, first at {first}; ids must be unique")
+
+
+def _reference(row: Row, section: ProblemsSection) -> Any:
+    value = column_of(row, section.reference, "problems.reference")
+    if value is None or value == "":
+        raise ProblemError(f"{row.place}: the reference in column {section.reference!r} is empty")
+    return value
+
+
+def _other_columns(row: Row, section: ProblemsSection) -> dict[str, Any]:
+    return {key: value for key, value in row.columns.items() if key not in (section.id, section.reference)}
+
+
+def split_validation(
+    problems: Sequence[Problem], fraction: float
+) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+    """Return (train, validation), in order; a problem's side depends on its id alone, whatever the others.
+
+    Only where a side would be empty, the nearest problem changes over; a single problem is train's.
+    """
+    if len(problems) < 2:
+        return tuple(problems), ()
+    positions = {problem.id: _position(problem.id) for problem in problems}
+    lowest, highest = min(positions.values()), max(positions.values())
+    chosen = {key for key, at in positions.items() if (at < fraction or at == lowest) and at != highest}
+    train = tuple(problem for problem in problems if problem.id not in chosen)
+    return train, tuple(problem for problem in problems if problem.id in chosen)
+
+
+def _position(identity: str) -> float:
+    """Return a number in [0, 1) that is spread evenly over ids."""
+    digest = hashlib.sha256(f"validation:{identity}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def check_disjoint(train: Sequence[Problem], validation: Sequence[Problem], test: Sequence[Problem]) -> None:
+    """Check that no problem is in two of the sets, by id and by prompt.
+
+    Raises:
+        ProblemError: some are; it names the first and how many there are.
+    """
+    sets = {"train": train, "validation": validation, "test": test}
+    for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
+        ids = {problem.id for problem in sets[one]}
+        prompts = {_text_of(problem): problem.id for problem in sets[one]}
+        shared = [problem for problem in sets[other] if problem.id in ids or _text_of(problem) in prompts]
+        if shared:
+            first = shared[0]
+            same = prompts.get(_text_of(first))
+            what = f"has the prompt of {one} {same!r}" if same is not None else f"has the id of one of {one}"
+            raise ProblemError(
+                f"problems.{other}: {len(shared)} of {len(sets[other])} problems are also in {one}, "
+                f"first {first.id!r}, which {what}; the sets must be disjoint"
+            )
+
+
+def _text_of(problem: Problem) -> str:
+    return problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt, sort_keys=True)

@@ -1,0 +1,129 @@
+"""The prompt of a problem, plain text or chat messages, and the variants of it that a recipe names.
+
+Left out: the tokenizer's chat template, which the sampler and the trainer apply.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from rest_em.errors import ProblemError
+from rest_em.problems.rows import Row, column_of, read_file, shown_path, those_there
+from rest_em.recipe import PromptSection, PromptVariant
+from rest_em.types import Messages
+
+
+class Prompt:
+    """Renders one variant of the prompt for any row."""
+
+    def __init__(self, section: PromptSection, variant: PromptVariant) -> None:
+        assert variant.template is not None, "the variant is resolved"
+        self._environment = jinja2.sandbox.SandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
+        )
+        self._source = variant.template
+        self._template = self._environment.from_string(variant.template)
+        self._chat = bool(variant.chat_template)
+        self._system = variant.system
+        self._separator = section.example_separator
+        examples = _examples(variant)
+        self._examples = [(self._text(row), _worked_solution(row, section.solution)) for row in examples]
+
+    def __call__(self, row: Row) -> str | Messages:
+        """Return the prompt of a row."""
+        text = self._text(row)
+        if not self._chat:
+            shots = (f"{problem}{solution}{self._separator}" for problem, solution in self._examples)
+            return "".join(shots) + text
+        messages = [_message("system", self._system)] if self._system else []
+        for problem, solution in self._examples:
+            messages += [_message("user", problem), _message("assistant", solution)]
+        return (*messages, _message("user", text))
+
+    def _text(self, row: Row) -> str:
+        try:
+            text = self._template.render(row.columns)
+        except jinja2.UndefinedError as error:
+            wanted = jinja2.meta.find_undeclared_variables(self._environment.parse(self._source))
+            missing = sorted(wanted - row.columns.keys())
+            if missing:
+                name = missing[0]
+                told = f"the template uses {name!r}, and there is no such column"
+                raise ProblemError(f"{row.place}: {told}{those_there(name, row.columns)}") from error
+            raise ProblemError(f"{row.place}: the prompt does not render: {error.message}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ProblemError(f"{row.place}: the prompt does not render: {error}") from error
+        if not text.strip():
+            raise ProblemError(f"{row.place}: the prompt renders to nothing")
+        return text
+
+
+def _refuse_null(value: Any) -> Any:
+    """Jinja's `finalize`: an empty column is no text `None`."""
+    if value is None:
+        raise jinja2.UndefinedError("it shows a column that is null here; `{{ column or '' }}` shows nothing")
+    return value
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _examples(variant: PromptVariant) -> Sequence[Row]:
+    if variant.examples is None or variant.num_examples == 0:
+        return ()
+    rows = read_file(Path(variant.examples))
+    if variant.num_examples is not None and len(rows) < variant.num_examples:
+        found = f"there are {len(rows)} examples, and prompt.num_examples is {variant.num_examples}"
+        raise ProblemError(f"{shown_path(Path(variant.examples))}: {found}")
+    return rows[: variant.num_examples]
+
+
+def _worked_solution(row: Row, column: str) -> str:
+    solution = column_of(row, column, "prompt.solution")
+    if not isinstance(solution, str) or not solution:
+        raise ProblemError(
+            f"{row.place}: the solution in column {column!r} is {solution!r}; a text is wanted"
+        )
+    return solution
+
+
+def resolve_variant(prompt: PromptSection, variant: PromptVariant) -> PromptVariant:
+    """Return a variant with everything said: what it inherits, how many examples it shows, and its name.
+
+    Raises:
+        ProblemError: the examples cannot be read.
+    """
+    whole = prompt.resolved(variant)
+    num_examples = len(_examples(whole))
+    name = f"{num_examples}-shot chat" if whole.chat_template else f"{num_examples}-shot"
+    return whole.model_copy(update={"num_examples": num_examples, "name": whole.name or name})
+
+
+def base_variants(prompt: PromptSection) -> tuple[PromptVariant, ...]:
+    """Return the candidates for the base model, at least one, under names of their own."""
+    resolved: list[PromptVariant] = []
+    for written in prompt.base or (PromptVariant(),):
+        variant = resolve_variant(prompt, written)
+        taken = {one.name for one in resolved}
+        numbered = (f"{variant.name} ({number})" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([variant.name], numbered) if name not in taken)
+        resolved.append(variant.model_copy(update={"name": name}))
+    return tuple(resolved)
+
+
+def tuned_variant(prompt: PromptSection) -> PromptVariant:
+    """Return the prompt of the tuned policies."""
+    return resolve_variant(prompt, prompt.tuned)
+
+
+def training_variant(prompt: PromptSection) -> PromptVariant:
+    """Return the prompt of the M-step."""
+    return resolve_variant(prompt, prompt.tuned if prompt.training is None else prompt.training)
