@@ -247,10 +247,10 @@ def test_an_empty_split_is_refused(data_set: str) -> None:
 
 
 def test_a_missing_column_is_told_with_those_there_and_the_nearest() -> None:
-    path = jsonl("a.jsonl", [ROWS[0], {"question": "1", "anwser": "2"}])
+    path = jsonl("a.jsonl", [ROWS[0], {"question": "1", "answers": "2"}])
     assert told(lambda: load(path)) == (
-        "a.jsonl:2: there is no column 'answer' (problems.reference); did you mean 'anwser'? "
-        "the columns are question, anwser"
+        "a.jsonl:2: there is no column 'answer' (problems.reference); did you mean 'answers'? "
+        "the columns are question, answers"
     )
     assert told(lambda: load(path, id_column="key")) == (
         "a.jsonl:1: there is no column 'key' (problems.id); the columns are question, answer, level"
@@ -381,9 +381,9 @@ def test_the_training_prompt_is_the_tuned_one_unless_it_is_named() -> None:
 
 
 def test_an_unknown_column_in_the_template_is_told_with_those_there() -> None:
-    prompt = PromptSection(template="{{ qestion }}")
+    prompt = PromptSection(template="{{ questions }}")
     assert told(lambda: load(jsonl("a.jsonl", ROWS), prompt)) == (
-        "a.jsonl:1: the template uses 'qestion', and there is no such column; did you mean 'question'? "
+        "a.jsonl:1: the template uses 'questions', and there is no such column; did you mean 'question'? "
         "the columns are question, answer, level"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import peft
 import pytest
 import transformers
 import yaml
+from recipe_reference import PAGE, page_with_tables
 
 from rest_em.errors import RecipeError
 from rest_em.recipe import (
@@ -616,3 +618,31 @@ def test_the_difference_of_two_recipes_is_a_line_a_key() -> None:
 def test_equal_recipes_have_no_difference(load: Load) -> None:
     values = load().model_dump(mode="json")
     assert difference(values, values) == []
+
+
+# docs/recipes.md
+
+
+def test_the_tables_of_the_docs_are_those_of_the_sections() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == page_with_tables(page), "write them again with: .venv/bin/python tests/recipe_reference.py"
+
+
+def blocks_of_the_docs(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_smallest_recipe_of_the_docs_loads(load: Load) -> None:
+    assert load(text=blocks_of_the_docs("yaml")[0]).sampling.max_new_tokens == 48
+
+
+def test_the_wrong_recipe_of_the_docs_is_told_as_the_docs_say(load: Load) -> None:
+    lines = lines_of(lambda: load(text=blocks_of_the_docs("yaml")[1]))
+    missing = [line for line in lines if " is missing; " in line]
+    assert [line for line in lines if line not in missing] == blocks_of_the_docs("text")[0].splitlines()
+
+
+def test_the_sections_of_the_docs_load(load: Load) -> None:
+    for section in blocks_of_the_docs("yaml")[2:]:
+        changed = {**yaml.safe_load(MINIMAL), **yaml.safe_load(section.replace("1e-5", "1.0e-5"))}
+        check_library_keys(load(text=yaml.safe_dump(changed)))

@@ -85,7 +85,7 @@ def column_of(row: Row, name: str, key: str) -> Any:
 def those_there(name: str, columns: Iterable[str]) -> str:
     """Return the end of a message about an unknown column: the nearest right one, and all.
 
-    >>> those_there("anwser", ["question", "answer"])
+    >>> those_there("answers", ["question", "answer"])
     "; did you mean 'answer'? the columns are question, answer"
     """
     near = difflib.get_close_matches(name, list(columns), n=1)
