@@ -188,7 +188,7 @@ def _win_chance(size: int, others: Counter[int], num_abstaining: int, k: int) ->
                 for _ in range(count):
                     chance = _with_class(chance, pmf, v)
         ties = np.arange(1, len(chance) + 1)
-        won += _binomial(size, p)[v] * float((chance[:, num_left] / ties).sum())
+        won += float(_binomial(size, p)[v] * (chance[:, num_left] / ties).sum())
     return won / float(_binomial(num_samples, p)[k])
 
 
