@@ -91,6 +91,13 @@ def _keep_nucleus(probabilities_bk: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _invert(kept_bk: torch.Tensor, ids_bk: torch.Tensor, uniforms_b: torch.Tensor) -> torch.Tensor:
+    """Draw among the kept candidates in the order of their ids.
+
+    In the order of their probabilities, the last bit of a logit would decide which of two tokens that are
+    about equally likely a number means.
+    """
+    ids_bk, order_bk = ids_bk.sort(dim=-1)
+    kept_bk = kept_bk.gather(1, order_bk)
     targets = (uniforms_b * kept_bk.sum(dim=-1))[:, None]
     return ids_bk.gather(1, _search(kept_bk, targets)[:, None]).squeeze(1)
 
