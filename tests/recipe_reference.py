@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,14 +35,14 @@ def render() -> str:
 
 def _table(title: str, section: type[BaseModel]) -> str:
     rows = [_row(name, field) for name, field in section.model_fields.items()]
-    text = " ".join((section.__doc__ or "").split())
+    text = re.sub(r"\bNone\b", "null", " ".join((section.__doc__ or "").split()))
     return "\n".join(
         [f"### {title}", "", text, "", "| key | value | default | |", "|---|---|---|---|", *rows, ""]
     )
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    about = " ".join((field.description or "").split())
+    about = re.sub(r"\bNone\b", "null", " ".join((field.description or "").split()))
     return f"| `{name}` | {_value(field)} | {_default(field)} | {about} |"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -15,6 +16,7 @@ import transformers
 import yaml
 from recipe_reference import PAGE, page_with_tables
 
+import rest_em
 from rest_em.errors import RecipeError
 from rest_em.recipe import (
     OWNED_LORA_KEYS,
@@ -447,10 +449,21 @@ def test_no_key_of_the_libraries_that_says_where_things_go_or_what_is_evaluated_
             assert field.name in OWNED_TRAINING_KEYS, field.name
 
 
+def test_what_the_training_stage_sets_itself_is_no_free_key_of_a_recipe() -> None:
+    source = (Path(rest_em.__file__).parent / "training.py").read_text(encoding="utf-8")
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "TrainingArguments"
+    )
+    keys = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+    assert keys <= OWNED_TRAINING_KEYS.keys() | TrainingSection.model_fields.keys()
+
+
 def test_keys_of_the_libraries_pass(load: Load) -> None:
     check_library_keys(
         load(
-            "training: {weight_decay: 0, adam_beta2: 0.95, lr_scheduler_type: cosine, logging_steps: 5,"
+            "training: {weight_decay: 0, adam_beta2: 0.95, lr_scheduler_type: cosine, warmup_steps: 0.1,"
             " gradient_checkpointing: true, gradient_checkpointing_kwargs: {use_reentrant: false}}\n"
             "lora: {r: 4, target_modules: [q_proj], init_lora_weights: pissa_niter_4, bias: none,"
             " rank_pattern: {a: 3}, loftq_config: {}}\n"

@@ -15,7 +15,8 @@ _LAUNCH = "the launch file of `accelerate launch` says it"
 _RESUME = "the same command goes on where it stopped"
 _PRECISION = "master weights are fp32, and bf16 says whether autocast is used"
 _TRACKING = "see the section tracking"
-_EXAMPLES = "the M-step's examples are rest_em's own"
+_EXAMPLES = "the M-step's examples and batches are made by rest_em"
+_LOGGING = "the loss of every step is logged"
 
 OWNED_TRAINING_KEYS: Mapping[str, str] = {
     "output_dir": _RUN_FOLDER,
@@ -66,6 +67,10 @@ OWNED_TRAINING_KEYS: Mapping[str, str] = {
     "trackio_space_id": _TRACKING,
     "trackio_bucket_id": _TRACKING,
     "trackio_static_space_id": _TRACKING,
+    "logging_strategy": _LOGGING,
+    "logging_steps": _LOGGING,
+    "logging_first_step": _LOGGING,
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
     "disable_tqdm": "rest_em shows its own progress",
     "seed": "give seed at the top of the recipe",
     "data_seed": "give seed at the top of the recipe",
@@ -78,6 +83,11 @@ OWNED_TRAINING_KEYS: Mapping[str, str] = {
     "deepspeed": _LAUNCH,
     "local_rank": _LAUNCH,
     "dataloader_drop_last": "every example is trained on in every epoch",
+    "dataloader_num_workers": _EXAMPLES,
+    "dataloader_persistent_workers": _EXAMPLES,
+    "dataloader_prefetch_factor": _EXAMPLES,
+    "dataloader_multiprocessing_context": _EXAMPLES,
+    "dataloader_in_order": _EXAMPLES,
     "remove_unused_columns": _EXAMPLES,
     "label_names": _EXAMPLES,
     "length_column_name": _EXAMPLES,

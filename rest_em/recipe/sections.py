@@ -94,6 +94,7 @@ class ProblemsSection(_Section):
     """Problems to train on, to decide on (validation) and to measure on (test)."""
 
     train: ProblemSource
+    """Sampled from and trained on."""
     validation: ProblemSource | None = None
     """D_val, for choosing the prompt and the checkpoint; None splits it off `train` by a hash of the id."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
