@@ -32,6 +32,9 @@ PIPE_BYTES = 2**20
 MAX_WINDOW = 256
 """The most solutions that one grader is sent ahead."""
 
+EXIT_SECONDS = 1.0
+"""How long a process that has closed its pipe may take to die by itself."""
+
 
 class GraderProcess:
     """One grader: a process in a session of its own, and the solutions it has not answered for yet."""
@@ -102,8 +105,10 @@ class GraderProcess:
     @property
     def is_gone(self) -> bool:
         """Whether it has died or closed its pipe; replies that it sent before can still be received."""
-        if self._is_silent:
-            return True
+        return self._is_dead or (self._is_silent and self.silent_seconds > EXIT_SECONDS)
+
+    @property
+    def _is_dead(self) -> bool:
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT  # not waited for: the group keeps its number
         return os.waitid(os.P_PID, self._process.pid, options) is not None
 
@@ -115,15 +120,20 @@ class GraderProcess:
     @property
     def events(self) -> dict[int, int]:
         """What to wait for, as `select.poll` has it: descriptor -> mask."""
+        if self._is_silent:
+            return {}
         writable = {self._stdin: select.POLLOUT} if self._outbox else {}
         return {self._stdout: select.POLLIN} | writable
 
     def end(self) -> str:
         """Kill it and all that it started; say how it had ended."""
+        was_dead = self._is_dead
         kill_group(self._process)
         for pipe in self._pipes:
             pipe.close()
         code = self._process.returncode
+        if not was_dead:
+            return "closed its pipe and was killed"
         if code >= 0:
             return f"left with exit status {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
