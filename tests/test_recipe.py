@@ -286,6 +286,12 @@ def test_a_wrong_value_is_told_with_what_is_wanted(load: Load, added: str, told:
     assert line == f"x.yaml:10: {told}"
 
 
+def test_a_list_where_a_section_is_wanted_is_told(load: Load) -> None:
+    text = MINIMAL.replace('prompt:\n  template: "{{ question }}"\n', "prompt: [a]\n")
+    (line,) = lines_of(lambda: load(text=text))
+    assert line.startswith("x.yaml:5: prompt is ['a']; a section (name, template, examples, ")
+
+
 def test_max_new_tokens_below_1_is_refused(load: Load) -> None:
     (line,) = lines_of(lambda: load("", "sampling.max_new_tokens=0"))
     assert line == (

@@ -63,9 +63,8 @@ def read_file(path: Path) -> Sequence[Row]:
             for place, columns in reader(path)
         ]
     except OSError as error:
-        raise ProblemError(
-            f"{shown_path(path)}: this file cannot be read: {error.strerror or error}"
-        ) from error
+        told = " ".join(str(error.strerror or error).split())
+        raise ProblemError(f"{shown_path(path)}: this file cannot be read: {told}") from error
     if not rows:
         raise ProblemError(f"{shown_path(path)}: there is no row; one a problem is wanted")
     return rows
@@ -217,10 +216,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     name = shown_path(path)
     try:
-        table = pq.ParquetFile(path).read()
-    except pa.ArrowException as error:
+        rows = pq.ParquetFile(path).read().to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ProblemError(f"{name}: this is not Parquet: {' '.join(str(error).split())}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
+    for number, row in enumerate(rows, start=1):
         yield f"{name}, row {number}", row
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -157,44 +158,38 @@ def _field(path: KeyPath) -> tuple[KeyPath, str]:
 
 def _resolve_paths(document: Document, folder: Path) -> None:
     """Make the paths of files absolute in place; hub ids and built-in names stay."""
-    sections = document.values
-    for name in ("train", "validation", "test"):
-        _resolve(document, ("problems", name, "path"), folder)
-    variants: list[KeyPath] = [("prompt",), ("prompt", "tuned"), ("prompt", "training")]
-    base = sections["prompt"].get("base") if isinstance(sections.get("prompt"), dict) else None
-    if isinstance(base, list):
-        variants += [("prompt", "base", index) for index in range(len(base))]
-    for variant in variants:
-        _resolve(document, (*variant, "examples"), folder)
-    _resolve(document, ("model", "name_or_path"), folder)
-    _resolve(document, ("reward", "name"), folder)
+    for holder, key, path in _texts(document.values):
+        is_option = document.place(path).text.startswith("--set ")
+        holder[key] = _resolved(dotted(path), holder[key], Path() if is_option else folder)
 
 
-def _resolve(document: Document, path: KeyPath, folder: Path) -> None:
-    holder: Any = document.values
-    for key in path[:-1]:
-        holder = holder[key] if isinstance(key, int) else holder.get(key)
-        if not isinstance(holder, dict | list):
-            return
-    if not isinstance(holder, dict):
-        return
-    value = holder.get(path[-1])
-    if not isinstance(value, str) or not value:
-        return
-    if document.place(path).text.startswith("--set "):
-        folder = Path()
-    file, colon, function = value.rpartition(":") if path[0] == "reward" else (value, "", "")
-    if path[0] == "reward" and not file.endswith(".py"):
-        return
-    is_path = (
-        path[0] == "reward"
-        or path[-1] == "examples"
-        or file.startswith((".", "/", "~"))
-        or (path[-1] == "path" and PurePath(file).suffix.lower() in LOCAL_SUFFIXES)
-        or (folder / file).exists()
-    )
-    if is_path:
-        holder[path[-1]] = f"{(folder / Path(file).expanduser()).resolve()}{colon}{function}"
+def _texts(values: Any, path: KeyPath = ()) -> Iterator[tuple[Any, Any, KeyPath]]:
+    """Yield each text in nested sections and lists as what holds it, its key there, and its path."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, dict):
+        pairs = values.items()
+    elif isinstance(values, list):
+        pairs = enumerate(values)
+    for key, value in pairs:
+        if isinstance(value, str):
+            yield values, key, (*path, key)
+        else:
+            yield from _texts(value, (*path, key))
+
+
+def _resolved(key: str, value: str, folder: Path) -> str:
+    file, colon, function = value, "", ""
+    if key == "reward.name":
+        file, colon, function = value.rpartition(":")
+        is_path = file.endswith(".py")
+    elif re.fullmatch(r"prompt\.(base\[\d+\]\.|tuned\.|training\.)?examples", key):
+        is_path = value != ""
+    elif key == "model.name_or_path" or re.fullmatch(r"problems\.(train|validation|test)\.path", key):
+        is_data = key.startswith("problems") and PurePath(value).suffix.lower() in LOCAL_SUFFIXES
+        is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and (folder / value).exists())
+    else:
+        return value
+    return f"{(folder / Path(file).expanduser()).resolve()}{colon}{function}" if is_path else value
 
 
 def dump_recipe(recipe: Recipe) -> str:
