@@ -1,0 +1,299 @@
+"""The run as a table: every figure comes from the ledger, nothing is measured here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rest_em.evaluation import Estimate, Evaluation, gain
+from rest_em.ledger import Ledger, read_status
+
+ABSENT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class IterationSummary:
+    """What one iteration did and how its policy measures. Counts are 0 for iteration 0, which only measures.
+
+    Example:
+        IterationSummary(1, evaluation, gain, num_sampled=3200, num_correct=400, num_distinct=300,
+                         num_kept=250, num_problems=400, num_solved=150, num_without_answer=90,
+                         num_truncated=12, num_tokens=70000, validation=[0.2, 0.5], chosen=1,
+                         seconds={"sample": 60.0})
+    """
+
+    iteration: int
+    evaluation: Evaluation | None
+    """Of the iteration's policy on the test problems; None while it has not been measured."""
+    gain: Estimate | None
+    """Pass@1 against iteration 0, paired; None for iteration 0."""
+    num_sampled: int
+    num_correct: int
+    num_distinct: int
+    num_kept: int
+    """Examples of D_i."""
+    num_problems: int
+    """Training problems."""
+    num_solved: int
+    """Training problems with a correct sample."""
+    num_without_answer: int
+    num_truncated: int
+    num_tokens: int
+    """Of the E-step's solutions."""
+    validation: Sequence[float]
+    """Pass@1 on D_val of the untrained model and of each epoch's checkpoint."""
+    chosen: int | None
+    """Which of those is the policy."""
+    seconds: Mapping[str, float]
+    """By kind of stage: sample, train, validate, measure."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value; rates are in [0, 1], None is what has not been measured."""
+        measured = self.evaluation
+        return {
+            "iteration": self.iteration,
+            "pass_at": {str(k): _interval(one) for k, one in measured.pass_at.items()} if measured else {},
+            "majority_at": (
+                {str(k): _interval(one) for k, one in measured.majority_at.items()} if measured else {}
+            ),
+            "gain": _interval(self.gain),
+            "num_test_problems": measured.num_problems if measured else None,
+            "test": measured.to_json() if measured else None,
+            "num_sampled": self.num_sampled,
+            "num_correct": self.num_correct,
+            "num_distinct": self.num_distinct,
+            "num_kept": self.num_kept,
+            "num_problems": self.num_problems,
+            "success_rate": _share(self.num_correct, self.num_sampled),
+            "coverage": _share(self.num_solved, self.num_problems),
+            "no_answer": _share(self.num_without_answer, self.num_sampled),
+            "truncated": _share(self.num_truncated, self.num_sampled),
+            "num_tokens": self.num_tokens,
+            "validation": list(self.validation),
+            "chosen_epoch": self.chosen,
+            "seconds": dict(self.seconds),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run so far."""
+
+    name: str
+    status: Mapping[str, str]
+    iterations: Sequence[IterationSummary]
+    base_prompt: Mapping[str, Any] | None
+    """Which prompt serves the base, and each candidate's pass@1 on D_val; None while it is not chosen."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        return {
+            "name": self.name,
+            "status": dict(self.status),
+            "base_prompt": self.base_prompt,
+            "iterations": [one.to_json() for one in self.iterations],
+        }
+
+
+def _interval(estimate: Estimate | None) -> dict[str, float] | None:
+    if estimate is None:
+        return None
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def summarize_run(folder: Path) -> RunSummary:
+    """Read what a run has done.
+
+    Raises:
+        RunFolderError: `folder` is no run folder.
+    """
+    status = read_status(folder)
+    records = {record["stage"]: record for record in Ledger(folder).records}
+    numbers = sorted({int(found[1]) for name in records if (found := re.match(r"iteration-(\d+)/", name))})
+    base = _evaluation(records, 0)
+    return RunSummary(
+        name=folder.name,
+        status=status,
+        iterations=[_summarize(records, number, base) for number in numbers],
+        base_prompt=records["iteration-00/prompt"]["result"] if "iteration-00/prompt" in records else None,
+    )
+
+
+def _result(records: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    result: Mapping[str, Any] = records.get(stage, {}).get("result", {})
+    return result
+
+
+def _evaluation(records: Mapping[str, Any], number: int) -> Evaluation | None:
+    result = _result(records, f"iteration-{number:02d}/evals/test/metrics")
+    return Evaluation.from_json(result) if result else None
+
+
+def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None) -> IterationSummary:
+    name = f"iteration-{number:02d}"
+    samples, verdicts = _result(records, f"{name}/samples"), _result(records, f"{name}/verdicts")
+    dataset, policy = _result(records, f"{name}/dataset"), _result(records, f"{name}/policy")
+    evaluation = _evaluation(records, number)
+    metrics = records.get(f"{name}/evals/test/metrics", {"inputs": {}})["inputs"]
+    return IterationSummary(
+        iteration=number,
+        evaluation=evaluation,
+        gain=(
+            gain(evaluation, base, confidence=metrics["confidence"])
+            if number and evaluation and base
+            else None
+        ),
+        num_sampled=verdicts.get("num_solutions", 0),
+        num_correct=verdicts.get("num_correct", 0),
+        num_distinct=dataset.get("num_distinct", 0),
+        num_kept=dataset.get("num_kept", 0),
+        num_problems=verdicts.get("num_problems", 0),
+        num_solved=verdicts.get("num_solved", 0),
+        num_without_answer=verdicts.get("num_without_answer", 0),
+        num_truncated=samples.get("num_truncated", 0),
+        num_tokens=samples.get("num_tokens", 0),
+        validation=policy.get("validation", []),
+        chosen=policy.get("chosen"),
+        seconds=_seconds(records, name),
+    )
+
+
+def _seconds(records: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return how long an iteration's stages took, by kind."""
+    kinds = {"samples": "sample", "training": "train", "validation": "validate", "evals": "measure"}
+    seconds: dict[str, float] = {}
+    for stage, record in records.items():
+        iteration, kind = stage.split("/")[:2]
+        if iteration == name and kind in kinds:
+            seconds[kinds[kind]] = seconds.get(kinds[kind], 0.0) + record["seconds"]
+    return seconds
+
+
+def print_summary(summary: RunSummary, console: Console) -> None:
+    """Print a run's tables."""
+    state = summary.status["state"]
+    console.print(f"{summary.name}: {state}", style="bold", markup=False, highlight=False)
+    if state in ("failed", "interrupted"):
+        console.print(summary.status["message"], markup=False, highlight=False)
+    if summary.base_prompt:
+        scores = ", ".join(f"{name} {_percent(s)}" for name, s in summary.base_prompt["validation"].items())
+        console.print(
+            f"the base model's prompt: {summary.base_prompt['chosen']} (pass@1 on validation: {scores})",
+            markup=False,
+            highlight=False,
+        )
+    if not summary.iterations:
+        console.print("nothing has been measured yet")
+        return
+    for table in (_test_table(summary), _training_table(summary), _time_table(summary)):
+        console.print(table)
+
+
+def _test_table(summary: RunSummary) -> Table:
+    measured = [one.evaluation for one in summary.iterations if one.evaluation]
+    num = measured[0].num_problems if measured else 0
+    table = _table(f"{num} test problems, % with interval; pass@1 is greedy")
+    pass_at = [k for k in (measured[0].pass_at if measured else ()) if k != 1]
+    majority_at = list(measured[0].majority_at) if measured else []
+    for heading in ("iteration", "pass@1", "gain over base"):
+        table.add_column(heading, justify="right")
+    for heading in [f"pass@{k}" for k in pass_at] + [f"maj@{k}" for k in majority_at]:
+        table.add_column(heading, justify="right")
+    for heading in ("no answer", "truncated", "unscorable"):
+        table.add_column(heading, justify="right")
+    for one in summary.iterations:
+        result = one.evaluation
+        if result is None:
+            continue
+        greedy = result.greedy
+        table.add_row(
+            _name(one),
+            _estimate(result.pass_at.get(1)),
+            _estimate(one.gain, signed=True),
+            *(_estimate(result.pass_at[k]) for k in pass_at),
+            *(_estimate(result.majority_at[k]) for k in majority_at),
+            *(
+                _percent(share)
+                for share in (
+                    (greedy.no_answer, greedy.truncated, greedy.unscorable) if greedy else (None,) * 3
+                )
+            ),
+        )
+    return table
+
+
+def _training_table(summary: RunSummary) -> Table:
+    table = _table("training problems: the E-step and what it leaves to train on")
+    headings = (
+        "iteration", "sampled", "correct", "success", "coverage", "distinct", "kept", "no answer",
+        "truncated", "tokens",
+    )  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for one in summary.iterations:
+        if not one.num_sampled:
+            continue
+        values = one.to_json()
+        table.add_row(
+            str(one.iteration),
+            f"{one.num_sampled:,}",
+            f"{one.num_correct:,}",
+            _percent(values["success_rate"]),
+            _percent(values["coverage"]),
+            f"{one.num_distinct:,}",
+            f"{one.num_kept:,}",
+            _percent(values["no_answer"]),
+            _percent(values["truncated"]),
+            f"{one.num_tokens:,}",
+        )
+    return table
+
+
+def _time_table(summary: RunSummary) -> Table:
+    table = _table("seconds, and which epoch D_val chose (0 is the untrained base)")
+    kinds = ("sample", "train", "validate", "measure")
+    for heading in ("iteration", *kinds, "all", "epoch chosen", "pass@1 on D_val by epoch"):
+        table.add_column(heading, justify="right")
+    for one in summary.iterations:
+        table.add_row(
+            _name(one),
+            *(f"{one.seconds[kind]:.0f}" if kind in one.seconds else ABSENT for kind in kinds),
+            f"{sum(one.seconds.values()):.0f}",
+            ABSENT if one.chosen is None else str(one.chosen),
+            " ".join(_percent(score) for score in one.validation) or ABSENT,
+        )
+    total = sum(sum(one.seconds.values()) for one in summary.iterations)
+    table.add_row("all", *(ABSENT for _ in kinds), f"{total:.0f}", "", "")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="", box=None, padding=(0, 1), header_style="bold"
+    )
+
+
+def _name(one: IterationSummary) -> str:
+    return "0 (base)" if one.iteration == 0 else str(one.iteration)
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f}"
+
+
+def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return ABSENT
+    sign = "+" if signed else ""
+    low, high = f"{100 * estimate.low:{sign}.1f}", f"{100 * estimate.high:{sign}.1f}"
+    return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
