@@ -136,5 +136,5 @@ class GraderProcess:
             return "closed its pipe and was killed"
         if code >= 0:
             return f"left with exit status {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-code).name}{hint}"
+        hint = "; out of memory?" if code == -signal.SIGKILL else ""
+        return f"was killed by signal {-code}, {signal.strsignal(-code)}{hint}"

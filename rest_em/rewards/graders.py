@@ -132,7 +132,8 @@ class Graders:
         if not process.is_ready:
             if is_gone or process.silent_seconds > START_SECONDS:
                 self._processes.remove(process)
-                how = process.end() if is_gone else f"was not ready within {START_SECONDS:g} s"
+                ended = process.end()
+                how = ended if is_gone else f"was not ready within {START_SECONDS:g} s"
                 raise RewardError(
                     f"reward {self._section.name}: importing it, the grader process {how}{self._see_log()}"
                 )

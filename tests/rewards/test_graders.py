@@ -136,7 +136,7 @@ FAILURES = {
     "value = reward(problem, solution)": "raised RecursionError",
     "value = input()": "raised EOFError",
     "os._exit(0)": "its grader process left with exit status 0",
-    "os.kill(os.getpid(), signal.SIGSEGV)": "its grader process was killed by SIGSEGV",
+    "os.kill(os.getpid(), signal.SIGSEGV)": "its grader process was killed by signal 11, Segmentation fault",
     "os.closerange(3, 100); value = True": "its grader process ",
     "import builtins; del builtins.isinstance, builtins.len; value = []": "its grader process ",
 }
@@ -379,12 +379,17 @@ def test_a_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path: Path) -
     assert load_reward(RewardSection(name=f"{tmp_path}/mine.py:reward")).function(PROBLEM, solution("")) == 2
 
 
-def test_an_import_that_fails_stops_the_run_and_is_not_tried_for_ever(plugin: Plugin) -> None:
+def test_an_import_that_fails_stops_the_run_and_is_not_tried_for_ever(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = children()
     with pytest.raises(RewardError, match=r"importing it raised RuntimeError: no licence .*mine\.py:2"):
         judge(plugin("return True", before="raise RuntimeError('no licence')"), "x")
     with pytest.raises(RewardError, match="importing it, the grader process left with exit status 5"):
         judge(plugin("return True", before="os._exit(5)"), "x")
+    monkeypatch.setattr("rest_em.rewards.graders.START_SECONDS", 0.5)
+    with pytest.raises(RewardError, match=r"the grader process was not ready within 0\.5 s"):
+        judge(plugin("return True", before="time.sleep(1000)"), "x")
     assert children() == before
 
 
