@@ -73,7 +73,15 @@ def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[
         stop_strings=sampling.stop_strings,
     )
     problems = run.problems.rendered("train", policy.prompt)
-    draw = plan_draw(run, f"iteration-{iteration:02d}", policy, problems, params, iteration=iteration)
+    draw = plan_draw(
+        run,
+        f"iteration-{iteration:02d}",
+        policy,
+        problems,
+        params,
+        title=f"E-step {iteration}",
+        iteration=iteration,
+    )
     measure(run, policy, then=draw)
     (graded,) = draw_and_judge(run, [draw])
     return graded, draw.verdicts
@@ -105,7 +113,8 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     candidates = [base] + [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
     ]
-    draws = [_validation_draw(run, base, str(base.prompt.name))] + [
+    untrained = PromptedPolicy(base.policy, base.prompt)  # drawn already, when its prompt was chosen
+    draws = [_validation_draw(run, untrained, str(base.prompt.name))] + [
         _validation_draw(run, one, Path(one.policy.path).name) for one in candidates[1:]
     ]
     rule = run.recipe.training.checkpoint_choice
@@ -148,42 +157,52 @@ def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Ev
     Args:
         then: what the same sampling process draws afterwards.
     """
-    recipe, name = run.recipe, f"iteration-{policy.policy.iteration:02d}/evals/test"
-    problems = run.problems.rendered("test", policy.prompt)
-    greedy = plan_draw(
-        run, f"{name}/greedy", policy, problems, _greedy(run), iteration=policy.policy.iteration
-    )
-    draws = [greedy]
-    if recipe.evaluation.num_samples:
-        params = SamplingParams(
-            num_samples=recipe.evaluation.num_samples,
-            max_new_tokens=recipe.sampling.max_new_tokens,
-            temperature=recipe.evaluation.temperature,
-            top_k=recipe.evaluation.top_k,
-            top_p=recipe.evaluation.top_p,
-            stop_strings=recipe.sampling.stop_strings,
-        )
-        draws.append(
-            plan_draw(run, f"{name}/sampled", policy, problems, params, iteration=policy.policy.iteration)
-        )
+    asked = run.recipe.evaluation
+    draws = _test_draws(run, policy)
     judged = draw_and_judge(run, [*draws, then] if then else draws)
-    metrics = {
-        "pass_at": list(recipe.evaluation.pass_at),
-        "majority_at": list(recipe.evaluation.majority_at),
-        "confidence": recipe.evaluation.confidence,
-    }
-    stage = Stage(f"{name}/metrics", metrics, after=tuple(draw.verdicts for draw in draws))
+    metrics = asked.model_dump(mode="json", include={"pass_at", "majority_at", "confidence"})
+    name = f"iteration-{policy.policy.iteration:02d}/evals/test/metrics"
+    stage = Stage(name, metrics, after=tuple(draw.verdicts for draw in draws))
     result = run.ledger.result(stage)
     if result is None:
         evaluation = summarize(
             judged[0],
-            judged[1] if recipe.evaluation.num_samples else (),
-            pass_at=recipe.evaluation.pass_at,
-            majority_at=recipe.evaluation.majority_at,
-            confidence=recipe.evaluation.confidence,
+            judged[1] if asked.num_samples else (),
+            pass_at=asked.pass_at,
+            majority_at=asked.majority_at,
+            confidence=asked.confidence,
         )
         result = run.ledger.append(stage, evaluation.to_json(), seconds=0.0)
     return Evaluation.from_json(result)
+
+
+def _test_draws(run: Run, policy: PromptedPolicy) -> list[Draw]:
+    """Return the greedy draw of the test problems, and the sampled one unless the recipe wants none."""
+    asked, sampling = run.recipe.evaluation, run.recipe.sampling
+    params = {"greedy": _greedy(run)}
+    if asked.num_samples:
+        params["sampled"] = SamplingParams(
+            num_samples=asked.num_samples,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            stop_strings=sampling.stop_strings,
+        )
+    iteration = policy.policy.iteration
+    problems = run.problems.rendered("test", policy.prompt)
+    return [
+        plan_draw(
+            run,
+            f"iteration-{iteration:02d}/evals/test/{name}",
+            policy,
+            problems,
+            each,
+            title=f"test {iteration}",
+            iteration=iteration,
+        )
+        for name, each in params.items()
+    ]
 
 
 def _greedy(run: Run) -> SamplingParams:
@@ -200,7 +219,8 @@ def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
     problems = run.problems.rendered("validation", prompted.prompt)
     iteration = prompted.policy.iteration
     folder = f"iteration-{iteration:02d}/validation/{name}"
-    return plan_draw(run, folder, prompted, problems, _greedy(run), iteration=iteration)
+    title = f"validation {iteration}"
+    return plan_draw(run, folder, prompted, problems, _greedy(run), title=title, iteration=iteration)
 
 
 def _scores(judged: Sequence[Sequence[GradedSolution]]) -> list[float]:

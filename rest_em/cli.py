@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rest_em.errors import Interrupted, RecipeError, RestEMError
+from rest_em.errors import RunInterruptedError, RecipeError, RestEMError
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
 """What `_stage NAME` runs: the `main` of these modules."""
+TABLE_WIDTH = 132
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on later."""
@@ -52,7 +53,7 @@ def main() -> None:
         app()
     except RestEMError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED)
+        sys.exit(EXIT_INTERRUPTED if isinstance(error, RunInterruptedError) else EXIT_FAILED)
 
 
 @app.command()
@@ -118,7 +119,13 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         rest_em(Run(recipe, folder, ledger, problems, supervisor, graders, progress))
         if len(ledger.records) == num_done:
             progress.say(f"{folder}: finished already, nothing to do")
-    print_summary(summarize_run(folder), Console())
+    print_summary(summarize_run(folder), _console())
+
+
+def _console() -> Console:
+    """Return stdout; a file or a pipe is as wide as the tables need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 @contextmanager
@@ -129,7 +136,7 @@ def _status_of(folder: Path) -> Iterator[None]:
     write_status(folder, "running", f"process {os.getpid()}")
     try:
         yield
-    except Interrupted as error:
+    except RunInterruptedError as error:
         write_status(folder, "interrupted", str(error))
         raise
     except RestEMError as error:
@@ -197,7 +204,7 @@ def show(
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
     else:
-        print_summary(summary, Console())
+        print_summary(summary, _console())
 
 
 def _recipes_folder() -> Path:

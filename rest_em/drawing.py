@@ -47,11 +47,13 @@ class Draw:
     """Solutions wanted of one policy, and where they go in the run folder.
 
     Example:
-        Draw("iteration-01", base, problems, SamplingParams(32, 512, 0.7, top_k=40), iteration=1, ...)
+        Draw("iteration-01", "E-step 1", base, request, samples, verdicts)
     """
 
     name: str
     """A folder below the run folder, which gets `samples` and `verdicts`."""
+    title: str
+    """How progress calls it."""
     prompted: PromptedPolicy
     request: DrawRequest
     samples: Stage
@@ -65,6 +67,7 @@ def plan_draw(
     problems: Sequence[Problem],
     params: SamplingParams,
     *,
+    title: str,
     iteration: int,
 ) -> Draw:
     """Return a draw with all that its samples and its verdicts depend on."""
@@ -90,7 +93,7 @@ def plan_draw(
     judged_by = reward_identity(recipe.reward)
     references = content_hash([problem_to_json(one) for one in problems])
     verdicts = Stage(f"{name}/verdicts", {"reward": judged_by, "references": references}, after=(samples,))
-    return Draw(name, prompted, request, samples, verdicts)
+    return Draw(name, title, prompted, request, samples, verdicts)
 
 
 def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]]:
@@ -315,8 +318,8 @@ def _work_through(run: Run, open_draws: list[_OpenDraw]) -> None:
     missing = [one for one in open_draws if one.missing]
     intake = _Intake(run, open_draws)
     total = sum(_num_solutions(one.draw, one.missing) for one in missing)
-    title = ", ".join(dict.fromkeys(one.draw.name for one in open_draws))
-    with run.progress.stage(f"{title}: sample and judge", total, "solutions"):
+    title = ", ".join(dict.fromkeys(one.draw.title for one in open_draws))
+    with run.progress.stage(title, total, "solutions"):
         if missing:
             progress = run.folder / PROGRESS
             shutil.rmtree(progress, ignore_errors=True)

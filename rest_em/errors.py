@@ -48,5 +48,5 @@ class RunFolderError(RestEMError, RuntimeError):
     """Raised when a run folder is locked by another run, is not shared, or belongs to another recipe."""
 
 
-class Interrupted(RestEMError, RuntimeError):
+class RunInterruptedError(RestEMError, RuntimeError):
     """Raised when a signal or a file `stop` in the run folder asks the run to leave."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_em.errors import Interrupted
+from rest_em.errors import RunInterruptedError
 from rest_em.ledger import Ledger, Stage
 from rest_em.problems import check_disjoint, load_problems, resolve_variant, split_validation
 from rest_em.recipe import PromptVariant, Recipe
@@ -85,12 +85,12 @@ class Run:
         """End the run if a file `stop` lies in its folder.
 
         Raises:
-            Interrupted: there is one; it is removed, so that the same command goes on.
+            RunInterruptedError: there is one; it is removed, so that the same command goes on.
         """
         stop = self.folder / "stop"
         if stop.exists():
             stop.unlink()
-            raise Interrupted(f"{stop}: asked to stop; the same command goes on from here")
+            raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
 
     def prompt_inputs(self, variant: PromptVariant) -> dict[str, Any]:
         """Return what a rendered prompt depends on, besides the problems, as a stage's inputs."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rest_em.errors import Interrupted, RunFolderError, StageError
+from rest_em.errors import RunInterruptedError, RunFolderError, StageError
 from rest_em.processes import die_with_parent, kill_group, usable_cores
 from rest_em.storage import write_json, write_text
 
@@ -256,7 +256,7 @@ def follow(ranks: Ranks) -> None:
                 child = None
             time.sleep(POLL_SECONDS)
     except RuntimeError as error:
-        if isinstance(error, (RunFolderError, Interrupted)):
+        if isinstance(error, (RunFolderError, RunInterruptedError)):
             raise
         raise StageError(f"rank {ranks.rank}: rank 0 is gone ({error}); see its output") from error
     finally:
@@ -322,7 +322,7 @@ def _failure(stage: str, rank: int, code: int, log: Path) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM, SIGINT and SIGHUP into `Interrupted`, and die with the launcher.
+    """Turn SIGTERM, SIGINT and SIGHUP into `RunInterruptedError`, and die with the launcher.
 
     A second signal while the first is handled changes nothing: leaving takes well under a second.
     """
@@ -330,7 +330,9 @@ def interruptible() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         for one in signals:
             signal.signal(one, signal.SIG_IGN)
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}; the same command goes on from here")
+        raise RunInterruptedError(
+            f"interrupted by {signal.Signals(number).name}; the same command goes on from here"
+        )
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {one: signal.signal(one, leave) for one in signals}

@@ -49,6 +49,9 @@ from rest_em.tokens import encode_prompt
 from rest_em.types import TrainingExample
 
 PROGRESS_SECONDS = 1.0
+"""Between two writes of the progress file."""
+EAGER_MAX_LENGTH = 128
+"""Tokens up to which a CPU's eager attention beats SDPA; its memory grows with the square."""
 
 
 def main(spec: dict[str, Any]) -> None:
@@ -72,7 +75,8 @@ def main(spec: dict[str, Any]) -> None:
         read_examples(Path(spec["examples"])), base.tokenizer, _length_limit(section, base.config)
     )
     set_seed(arguments.seed)
-    model = base.trainable_model(spec["lora"], is_half=arguments.bf16)
+    longest = max(len(one.token_ids) for one in examples)
+    model = base.trainable_model(spec["lora"], is_half=arguments.bf16, attention=_attention(longest))
     trainer = _WeightedTrainer(model, arguments, examples, order_seed)
     checkpoints = _Checkpoints(trainer, base, output)
     journal = _Journal(Path(spec["progress"]) / "0.json", checkpoints.save)
@@ -145,6 +149,11 @@ def _is_on_cpu() -> bool:
     return is_asked_for or torch.accelerator.current_accelerator(check_available=True) is None
 
 
+def _attention(longest: int) -> str | None:
+    """Return "eager" for short sequences on a CPU, where it is the faster one; see docs/training.md."""
+    return "eager" if _is_on_cpu() and longest <= EAGER_MAX_LENGTH else None
+
+
 def _training_arguments(section: TrainingSection, output: Path, order_seed: str) -> TrainingArguments:
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     per_device, accumulation = divide_global_batch(
@@ -181,6 +190,11 @@ def _training_arguments(section: TrainingSection, output: Path, order_seed: str)
         report_to="none",
         disable_tqdm=True,
     )
+    if arguments.train_sampling_strategy not in ("group_by_length", "random"):
+        raise TrainingError(
+            f"training.train_sampling_strategy is {arguments.train_sampling_strategy!r}; set it to "
+            "group_by_length (the default) or random, the orders that do not depend on the number of ranks"
+        )
     arguments.bf16 = bf16
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process is one device: no DataParallel
     return arguments
@@ -217,25 +231,26 @@ class _Base:
         dtype = self.config.dtype
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
-    def read(self, dtype: torch.dtype) -> PreTrainedModel:
+    def read(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         """Return the model; under ZeRO-3 a rank holds its share only."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.name_or_path, dtype=dtype, **self._source
+            self.name_or_path, dtype=dtype, attn_implementation=attention, **self._source
         )
         return model
 
-    def trainable_model(self, lora: dict[str, Any] | None, *, is_half: bool) -> Any:
+    def trainable_model(self, lora: dict[str, Any] | None, *, is_half: bool, attention: str | None) -> Any:
         """Return the model with fp32 weights, or frozen with fp32 adapters on it.
 
         Args:
             lora: peft's LoraConfig, or None to train all weights.
             is_half: whether a frozen base is held in bfloat16.
+            attention: transformers' `attn_implementation`, None for the model's own choice.
         """
         if lora is None:
-            return self.read(torch.float32)
+            return self.read(torch.float32, attention)
         from peft import LoraConfig, get_peft_model
 
-        model = self.read(torch.bfloat16 if is_half else torch.float32)
+        model = self.read(torch.bfloat16 if is_half else torch.float32, attention)
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
 
 

@@ -210,7 +210,7 @@ def _test_table(summary: RunSummary) -> Table:
     for heading in [f"pass@{k}" for k in pass_at] + [f"maj@{k}" for k in majority_at]:
         table.add_column(heading, justify="right")
     for heading in ("no answer", "truncated", "unscorable"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in summary.iterations:
         result = one.evaluation
         if result is None:

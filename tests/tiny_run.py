@@ -1,0 +1,84 @@
+"""A whole run small enough for a test: a tiny random model, a reward in a file of the user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+
+REWARD = '''
+def even_length(problem, solution):
+    """About half of what a random model says is "correct"."""
+    return len(solution.text) % 2 == 0
+'''
+
+RECIPE = """
+seed: 3
+num_iterations: 1
+model: {{name_or_path: {model}, dtype: float32}}
+problems:
+  train: {{path: train.jsonl}}
+  validation: {{path: validation.jsonl}}
+  test: {{path: test.jsonl}}
+  id: id
+prompt:
+  template: "{{{{ question }}}}="
+  base:
+    - {{name: shown, examples: examples.jsonl}}
+    - {{name: bare}}
+reward: {{name: "reward.py:even_length", num_workers: 1}}
+sampling: {{num_samples: 4, max_new_tokens: 6, temperature: 1.0, top_k: 0, unit_size: 8, max_rows: 6,
+           stop_strings: ["1"]}}
+selection: {{max_solutions_per_problem: 2}}
+training: {{num_train_epochs: 1, global_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3,
+           bf16: false, checkpoint_choice: last}}
+evaluation: {{num_samples: 2}}
+"""
+
+
+def write_recipe(folder: Path, model: Path) -> Path:
+    """Write a recipe, its problems and its reward into `folder`; return the recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, size in (("train", 8), ("validation", 3), ("test", 4)):
+        rows = [{"id": f"{name}-{k}", "question": f"{name[:2]}{k}", "answer": "7"} for k in range(size)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "examples.jsonl").write_text(json.dumps({"question": "a", "solution": "bc"}) + "\n")
+    (folder / "reward.py").write_text(REWARD)
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(RECIPE.format(model=model))
+    return recipe
+
+
+def environment() -> dict[str, str]:
+    """Return this environment for a launched run: the package importable from any directory, one thread."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "RANK"))}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launch(*arguments: str, config: str | None = None, options: tuple[str, ...] = ()) -> list[str]:
+    """Return the command line of `rest_em`, under `accelerate launch` if a launch file is named."""
+    if config is None:
+        return [sys.executable, "-m", "rest_em", *arguments]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    file = str(REPOSITORY / "launch" / config)
+    return [*accelerate, "--config_file", file, *options, "-m", "rest_em", *arguments]
+
+
+def finish(command: list[str], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in `cwd`."""
+    return subprocess.run(
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def show(folder: Path) -> dict[str, Any]:
+    """Return what `rest_em show --json` prints of a run."""
+    done = finish(launch("show", str(folder), "--json"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
