@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rest_em.errors import RunInterruptedError, RecipeError, RestEMError
+from rest_em.errors import RecipeError, RestEMError, RunInterruptedError
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
 
 if TYPE_CHECKING:

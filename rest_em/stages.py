@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rest_em.errors import RunInterruptedError, RunFolderError, StageError
+from rest_em.errors import RunFolderError, RunInterruptedError, StageError
 from rest_em.processes import die_with_parent, kill_group, usable_cores
 from rest_em.storage import write_json, write_text
 
