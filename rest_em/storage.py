@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,6 +54,29 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder beside `path`; on success it takes the place of what was at `path`.
+
+    One process at a time: what another attempt left in the temporary folder is removed.
+    """
+    temporary = path.with_name(f".{path.name}")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for written in sorted(temporary.rglob("*"), reverse=True):
+            _flush_to_disk(written)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _flush_to_disk(path.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,6 @@ import inspect
 import math
 import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from rest_em.batches import EncodedExample, divide_global_batch, global_batches, micro_batches
 from rest_em.errors import TrainingError
 from rest_em.recipe import TrainingSection
-from rest_em.storage import read_examples, write_json
+from rest_em.storage import read_examples, replacing_folder, write_json
 from rest_em.tokens import encode_prompt
 from rest_em.types import TrainingExample
 
@@ -417,13 +416,8 @@ class _Checkpoints:
         """Save the weights after an epoch; every rank calls it, rank 0 writes."""
         weights = self._trainer.accelerator.get_state_dict(self._trainer.model_wrapped)
         if self._trainer.is_world_process_zero():
-            folder = self._output / f"epoch-{epoch}"
-            temporary = self._output / f".epoch-{epoch}"
-            for old in (folder, temporary):
-                shutil.rmtree(old, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            self._write(temporary, weights)
-            temporary.rename(folder)
+            with replacing_folder(self._output / f"epoch-{epoch}") as folder:
+                self._write(folder, weights)
         self._trainer.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:

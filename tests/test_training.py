@@ -1,0 +1,478 @@
+"""The M-step: what the loss counts, that ranks and accumulation do not change it, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from rest_em.batches import EncodedExample
+from rest_em.errors import TrainingError
+from rest_em.stages import Ranks, stage_environment
+from rest_em.storage import read_json, write_examples, write_json
+from rest_em.tokens import encode_prompt
+from rest_em.training import collate, encode_examples, main, weighted_loss
+from rest_em.types import TrainingExample
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+LAUNCH_FOLDER = Path(__file__).parents[1] / "launch"
+
+RANK_PROGRAM = """
+import hashlib, json, os, sys
+from rest_em import training
+from rest_em.storage import write_json
+
+spec = json.load(open(sys.argv[1]))
+leave = training._leave_group
+
+def record_and_leave(trainer):
+    weights = hashlib.sha256()
+    for parameter in trainer.model.parameters():
+        weights.update(parameter.detach().numpy().tobytes())
+    examples = [row for batch in trainer.get_train_dataloader() for row in batch["input_ids"].tolist()]
+    rank = os.environ["RANK"]
+    write_json(training.Path(spec["output"]) / f"rank{rank}.json", [weights.hexdigest(), examples])
+    leave(trainer)
+
+training._leave_group = record_and_leave
+training.main(spec)
+"""
+"""Trains as the stage does and, before it leaves, tells a rank's parameters and what it was shown."""
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """The stage writes what the recipe owns into the environment; its process is its own."""
+    before = dict(os.environ)
+    torch.set_num_threads(1)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _examples(number: int) -> list[TrainingExample]:
+    """Sums of different length, every third with half the weight."""
+    return [
+        TrainingExample(
+            f"p{i}",
+            0,
+            prompt=f"{i} + {i * 7}? ",
+            token_ids=tuple(f"={i * 8}".encode()),
+            finish_reason="stop_string",
+            weight=0.5 if i % 3 == 0 else 1.0,
+        )
+        for i in range(number)
+    ]
+
+
+def _spec(
+    folder: Path, model: Path, examples: list[TrainingExample], *, lora: Any = None, **training: Any
+) -> dict[str, Any]:
+    write_examples(folder / "dataset.parquet", examples)
+    defaults = {"global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False}
+    return {
+        "model": {"name_or_path": str(model), "revision": None, "trust_remote_code": False},
+        "examples": str(folder / "dataset.parquet"),
+        "output": str(folder / "policy"),
+        "training": {**defaults, **training},
+        "lora": lora,
+        "seed": 3,
+        "iteration": 1,
+        "progress": str(folder / "progress"),
+    }
+
+
+def _train(
+    folder: Path, model: Path, examples: list[TrainingExample], *, lora: Any = None, **training: Any
+) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    main(_spec(folder, model, examples, lora=lora, **training))
+    result: dict[str, Any] = read_json(folder / "policy" / "training.json")
+    return result
+
+
+def _train_on_two_ranks(
+    folder: Path, model: Path, examples: list[TrainingExample], launch: dict[str, str], *, lora: Any = None
+) -> dict[str, Any]:
+    write_json(folder / "spec.json", _spec(folder, model, examples, lora=lora))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):
+        environment = stage_environment(
+            Ranks(rank, 2, rank, 2), port, {**os.environ, **launch}, is_training=True
+        )
+        with log.open("wb") as output:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", RANK_PROGRAM, str(folder / "spec.json")],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], logs[0].read_text()[-2000:] + logs[1].read_text()[-2000:]
+    result: dict[str, Any] = read_json(folder / "policy" / "training.json")
+    return result
+
+
+def _weights(folder: Path, epoch: int = 2) -> dict[str, torch.Tensor]:
+    return load_file(folder / "policy" / f"epoch-{epoch}" / "model.safetensors")
+
+
+def _largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="session")
+def seventeen() -> list[TrainingExample]:
+    """Two global batches of 8, and one of a single example that two ranks cannot share."""
+    return _examples(17)
+
+
+@pytest.fixture(scope="session")
+def one_process(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, seventeen: list[TrainingExample]
+) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    before = dict(os.environ)
+    _train(folder, tiny_model_folder, seventeen)
+    os.environ.clear()
+    os.environ.update(before)
+    return folder
+
+
+# What the loss counts
+
+
+def test_only_the_solution_and_its_end_carry_weight(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    example = TrainingExample("p", 0, "ab", token_ids=(50, 51), finish_reason="stop_string", weight=0.5)
+    (encoded,), num_left_out = encode_examples([example], tiny_tokenizer, None)
+    ab = tiny_tokenizer.convert_tokens_to_ids("ab")
+    assert encoded == EncodedExample((1, ab, 50, 51, 2), num_prompt_tokens=2, weight=0.5)
+    assert encoded.num_solution_tokens == 3
+    assert num_left_out == 0
+    batch = collate([(encoded, 2.0), (EncodedExample((1, 60, 61), 1, 1.0), 2.0)])
+    assert batch["input_ids"].tolist() == [[1, ab, 50, 51, 2], [1, 60, 61, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch["token_weights"].tolist() == [[0, 0, 1, 1, 1], [0, 2, 2, 0, 0]]
+
+
+def test_a_solution_that_the_model_ended_gets_no_second_end(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    example = TrainingExample("p", 0, "ab", token_ids=(50, 2), finish_reason="eos", weight=1.0)
+    (encoded,), _ = encode_examples([example], tiny_tokenizer, None)
+    assert encoded.token_ids[2:] == (50, 2)
+
+
+def test_a_truncated_solution_is_never_trained_on(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    example = TrainingExample("p", 0, "ab", token_ids=(50, 51), finish_reason="length", weight=1.0)
+    with pytest.raises(AssertionError, match="never trained on"):
+        encode_examples([example], tiny_tokenizer, None)
+
+
+def test_a_chat_is_trained_on_as_it_is_sampled_from(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = ({"role": "user", "content": "ab"},)
+    example = TrainingExample("p", 0, prompt, token_ids=(50,), finish_reason="stop_string", weight=1.0)
+    (encoded,), _ = encode_examples([example], tiny_tokenizer, None)
+    assert list(encoded.token_ids[:-2]) == encode_prompt(tiny_tokenizer, prompt)
+    assert encoded.token_ids[:2].count(1) == 1
+
+
+def test_examples_too_long_are_left_out_and_counted(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    examples = [
+        TrainingExample("p", i, "ab", token_ids=(50,) * i, finish_reason="stop_string", weight=1.0)
+        for i in (1, 2, 3, 9)
+    ]
+    kept, num_left_out = encode_examples(examples, tiny_tokenizer, 5)
+    assert [len(one.token_ids) for one in kept] == [4, 5]
+    assert num_left_out == 2
+
+
+def test_nothing_left_to_train_on_says_how_long_the_examples_are(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    example = TrainingExample("p", 0, "ab", token_ids=(50,) * 6, finish_reason="eos", weight=1.0)
+    with pytest.raises(
+        TrainingError, match=r"at most 5 tokens.*all 1 have at least 8 tokens; raise training"
+    ):
+        encode_examples([example], tiny_tokenizer, 5)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    endless = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<s>")
+    with pytest.raises(TrainingError, match="has no EOS token"):
+        encode_examples(_examples(1), endless, None)
+
+
+def test_the_loss_sums_weight_times_surprise_of_the_solution() -> None:
+    # One example: prompt 3, then solution 0, 1 with weights 2 and 1; p(0) = 1/2 and p(1) = 1/4 by hand.
+    logits = torch.tensor([[[math.log(2), 0.0, -math.inf], [0.0, 0.0, math.log(2)], [9.0, 9.0, 9.0]]])
+    logits[0, 0, 1] = math.log(2)
+    loss = weighted_loss(logits, torch.tensor([[3, 0, 1]]), torch.tensor([[0.0, 2.0, 1.0]]))
+    assert loss.item() == pytest.approx(2 * math.log(2) + math.log(4))
+
+
+def test_a_micro_batch_without_weight_has_no_loss_and_no_gradient() -> None:
+    logits = torch.zeros(1, 2, 5, requires_grad=True)
+    loss = weighted_loss(logits, torch.tensor([[3, 4]]), torch.zeros(1, 2))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+# The loss of a global batch
+
+
+def _mean_loss_of_base(model_folder: Path, examples: list[TrainingExample]) -> float:
+    """The weighted mean over all solution tokens, one example at a time and without our batches."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    total = weights = 0.0
+    for example in examples:
+        prompt = encode_prompt(tokenizer, example.prompt)
+        solution = [*example.token_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *solution]])).logits[0]
+        for place, token in enumerate(solution, start=len(prompt) - 1):
+            total -= example.weight * logits[place].log_softmax(-1)[token].item()
+            weights += example.weight
+    return total / weights
+
+
+@pytest.mark.parametrize("per_device", [1, 3, 12])
+def test_the_loss_is_the_weighted_mean_over_the_global_batchs_solution_tokens(
+    tmp_path: Path, tiny_model_folder: Path, per_device: int
+) -> None:
+    examples = _examples(12)
+    sizes = {"global_batch_size": 12, "per_device_train_batch_size": per_device, "num_train_epochs": 1}
+    result = _train(tmp_path, tiny_model_folder, examples, **sizes)
+    assert result["loss"] == pytest.approx([_mean_loss_of_base(tiny_model_folder, examples)], abs=1e-5)
+    assert result["num_tokens"] == sum(len(one.token_ids) + 1 for one in examples)
+
+
+def test_accumulation_gives_the_weights_of_one_big_batch(
+    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], one_process: Path
+) -> None:
+    _train(tmp_path, tiny_model_folder, seventeen, per_device_train_batch_size=2)
+    assert _largest_difference(_weights(tmp_path), _weights(one_process)) < 1e-5
+
+
+def test_activation_checkpointing_changes_nothing(
+    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], one_process: Path
+) -> None:
+    _train(tmp_path, tiny_model_folder, seventeen, activation_checkpointing=True)
+    assert _largest_difference(_weights(tmp_path), _weights(one_process)) < 1e-5
+
+
+def test_the_longer_the_training_the_lower_the_loss(one_process: Path) -> None:
+    first, second = read_json(one_process / "policy" / "training.json")["loss"]
+    assert second < first
+
+
+# Ranks
+
+
+ZERO_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+
+def _assert_equal_training(folder: Path, other: Path) -> None:
+    losses = [read_json(one / "policy" / "training.json")["loss"] for one in (folder, other)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    for epoch in (1, 2):
+        assert _largest_difference(_weights(folder, epoch), _weights(other, epoch)) < 1e-5
+
+
+@pytest.mark.parametrize("launch", [{}, ZERO_2], ids=["ddp", "zero2"])
+def test_two_ranks_see_different_data_end_equal_and_equal_one_process(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    seventeen: list[TrainingExample],
+    one_process: Path,
+    launch: dict[str, str],
+) -> None:
+    _train_on_two_ranks(tmp_path, tiny_model_folder, seventeen, launch)
+    (weights_0, shown_0), (weights_1, shown_1) = (
+        read_json(tmp_path / "policy" / f"rank{rank}.json") for rank in range(2)
+    )
+    assert weights_0 == weights_1
+    num_shared = sum(1 for one in shown_0 if one in shown_1)
+    assert num_shared <= 1  # the one without weight, where the last global batch has a single example
+    _assert_equal_training(tmp_path, one_process)
+
+
+def test_zero_3_on_two_ranks_equals_one_process(
+    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], one_process: Path
+) -> None:
+    _train_on_two_ranks(tmp_path, tiny_model_folder, seventeen, ZERO_3)
+    _assert_equal_training(tmp_path, one_process)
+
+
+def test_adapters_under_zero_3_equal_those_of_one_process(
+    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    _train(tmp_path / "one", tiny_model_folder, seventeen, lora=LORA)
+    _train_on_two_ranks(tmp_path / "two", tiny_model_folder, seventeen, ZERO_3, lora=LORA)
+    _assert_equal_training(tmp_path / "two", tmp_path / "one")
+
+
+# What a checkpoint holds
+
+
+def test_every_epoch_leaves_an_ordinary_checkpoint_of_the_bases_kind(
+    one_process: Path, tiny_model_folder: Path
+) -> None:
+    policy = one_process / "policy"
+    assert read_json(policy / "training.json")["checkpoints"] == ["epoch-1", "epoch-2"]
+    assert sorted(path.name for path in policy.iterdir()) == ["epoch-1", "epoch-2", "training.json"]
+    for epoch in (1, 2):
+        folder = policy / f"epoch-{epoch}"
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.use_cache
+        assert model.dtype == torch.float32
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.chat_template == AutoTokenizer.from_pretrained(tiny_model_folder).chat_template
+        assert model.generation_config.eos_token_id == 2
+    assert _largest_difference(_weights(one_process, 1), _weights(one_process, 2)) > 0
+
+
+def test_a_half_precision_base_gives_half_precision_checkpoints(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.bfloat16).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(base)
+    _train(tmp_path / "run", base, _examples(8), num_train_epochs=1, bf16=True)
+    weights = _weights(tmp_path / "run", 1)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert read_json(tmp_path / "run" / "policy" / "epoch-1" / "config.json")["dtype"] == "bfloat16"
+
+
+def test_what_an_interrupted_attempt_left_is_replaced(tmp_path: Path, tiny_model_folder: Path) -> None:
+    for name in ("epoch-1", ".epoch-1"):
+        (tmp_path / "policy" / name).mkdir(parents=True)
+        (tmp_path / "policy" / name / "half.safetensors").write_bytes(b"half")
+    write_json(tmp_path / "policy" / "training.json", {"checkpoints": ["epoch-9"]})
+    result = _train(tmp_path, tiny_model_folder, _examples(8), num_train_epochs=1)
+    assert result["checkpoints"] == ["epoch-1"]
+    assert not list((tmp_path / "policy").rglob("half.safetensors"))
+    assert not (tmp_path / "policy" / ".epoch-1").exists()
+
+
+def test_an_adapter_is_kept_small_and_merged_beside_and_the_base_is_untouched(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    def base_hash() -> str:
+        return hashlib.sha256((tiny_model_folder / "model.safetensors").read_bytes()).hexdigest()
+
+    before = base_hash()
+    _train(tmp_path, tiny_model_folder, _examples(16), lora=LORA, learning_rate=1e-2)
+    assert base_hash() == before
+    folder = tmp_path / "policy" / "epoch-2"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    input_ids = torch.arange(3, 40)[None]
+    base_logits = base(input_ids).logits
+    merged_logits = AutoModelForCausalLM.from_pretrained(folder)(input_ids).logits
+    adapted_logits = PeftModel.from_pretrained(base, folder / "adapter")(input_ids).logits
+    assert torch.allclose(merged_logits, adapted_logits, atol=1e-4)
+    assert (merged_logits - base_logits).abs().max() > 1e-2
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert all("lora_" in name for name in adapter)
+
+
+def test_a_tuned_model_has_learned_its_solutions_and_to_stop(tmp_path: Path, tiny_model_folder: Path) -> None:
+    examples = _examples(4)
+    schedule = {"num_train_epochs": 8, "global_batch_size": 1, "learning_rate": 1e-2}
+    _train(tmp_path, tiny_model_folder, examples, **schedule)
+    folder = tmp_path / "policy" / "epoch-8"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for example in examples:
+        prompt = torch.tensor([encode_prompt(tokenizer, example.prompt)])
+        generated = model.generate(prompt, do_sample=False, max_new_tokens=20)[0, prompt.shape[1] :]
+        assert generated.tolist() == [*example.token_ids, tokenizer.eos_token_id]
+
+
+# What a run is told
+
+
+def test_progress_ends_complete(one_process: Path) -> None:
+    progress = read_json(one_process / "progress" / "0.json")
+    assert (progress["done"], progress["total"]) == (6, 6)
+    assert progress["loss"] > 0
+
+
+def test_the_models_own_length_is_a_limit_too(tmp_path: Path, tiny_model_folder: Path) -> None:
+    too_long = dataclasses.replace(_examples(1)[0], token_ids=(50,) * 600)
+    result = _train(tmp_path, tiny_model_folder, [*_examples(8), too_long], num_train_epochs=1)
+    assert (result["num_examples"], result["num_left_out"]) == (8, 1)
+
+
+def test_a_batch_that_the_ranks_cannot_share_stops_before_anything_is_loaded(tmp_path: Path) -> None:
+    os.environ["WORLD_SIZE"] = "3"
+    with pytest.raises(
+        TrainingError, match=r"8 examples cannot be shared out evenly over 3 ranks; set it to 6"
+    ):
+        _train(tmp_path, tmp_path / "no-model", _examples(8))
+
+
+def test_an_order_that_depends_on_the_ranks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="set it to group_by_length"):
+        _train(tmp_path, tmp_path / "no-model", _examples(8), train_sampling_strategy="batch_rebalance")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, tiny_model_folder: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf) at step \d of 6; lower training.learning_r"
+    ):
+        _train(tmp_path, tiny_model_folder, _examples(24), learning_rate=1e38)
+
+
+# Launch files
+
+
+@pytest.mark.parametrize(
+    ("name", "distributed_type", "num_processes", "zero_stage"),
+    [
+        ("cpu", "NO", 1, None),
+        ("cpu_2", "MULTI_GPU", 2, None),
+        ("zero2_cpu", "DEEPSPEED", 2, 2),
+        ("zero3_cpu", "DEEPSPEED", 2, 3),
+    ],
+)
+def test_a_launch_file_is_one_that_accelerate_reads(
+    name: str, distributed_type: str, num_processes: int, zero_stage: int | None
+) -> None:
+    config = load_config_from_file(str(LAUNCH_FOLDER / f"{name}.yaml"))
+    assert config.distributed_type == distributed_type
+    assert config.num_processes == num_processes
+    assert config.mixed_precision == "no"
+    deepspeed = getattr(config, "deepspeed_config", None) or {}
+    assert deepspeed.get("zero_stage") == zero_stage
+    assert f"--config_file launch/{name}.yaml" in (LAUNCH_FOLDER / f"{name}.yaml").read_text()
