@@ -378,7 +378,7 @@ class _WeightedTrainer(Trainer):
             _Weighed(self._examples),
             batch_sampler=_MicroBatches(self._examples, self.args, self._order_seed),
             collate_fn=collate,
-            pin_memory=self.args.dataloader_pin_memory,
+            pin_memory=self.args.device.type == "cuda",
         )
 
     def compute_loss(
