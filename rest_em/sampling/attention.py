@@ -32,8 +32,8 @@ NAME = "rest_em_shared_prefix"
 """The attention's name in transformers."""
 REFUSED = ("softcap", "s_aux", "position_bias")
 """What a model may pass to its attention function and this one does not compute."""
-GROWTH = 64
-"""Tokens that the rows' buffers grow by at least."""
+CAPACITY_STEP = 16
+"""The rows' buffers hold a multiple of so many tokens."""
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -166,9 +166,11 @@ class PromptAttention:
 
 
 class RowAttention:
-    """The rows being decoded: buffers (R, G, capacity, D) a layer; the rows in use are the first.
+    """The rows being decoded: buffers (R, G, C, D) a layer, of which the first rows are in use.
 
-    Buffers start at zero, so that what the mask hides is always finite.
+    C is what the longest row needs, rounded up: a product over whole buffers spares torch a copy of the part
+    in use, which costs as much as the product. Unused places hold zeros or what other rows left, always
+    finite, and are hidden by the mask.
     """
 
     def __init__(self, head: HeadAttention, max_rows: int) -> None:
@@ -178,14 +180,13 @@ class RowAttention:
         self._max_rows = max_rows
         self._buffers: dict[int, KeysValues] = {}
         self._capacity = 0
-        self._num_used = 0
-        self._rows = self._places = torch.empty(0, dtype=torch.int64)
-        self._hidden: torch.Tensor | None = None
+        self._places = torch.empty(0, dtype=torch.int64)
+        self._hidden = torch.empty(0, dtype=torch.bool)
 
     def start(self, prompts: PromptAttention, problems: Sequence[int], lengths: Sequence[int]) -> None:
         """Append rows that begin with the keys and values of these problems of `prompts`."""
         first, length = len(self.lengths), max(lengths)
-        self._reserve(length, like=prompts.layers)
+        self._reserve(length + 1, like=prompts.layers)
         for layer, source in prompts.layers.items():
             index = torch.tensor(problems, device=source[0].device)
             for buffer, tensor in zip(self._buffers[layer], source, strict=True):
@@ -205,31 +206,24 @@ class RowAttention:
 
     def next_token(self, device: torch.device) -> None:
         """Prepare a forward pass of one token a row: where it is written and what its query may see."""
+        self._reserve(max(self.lengths) + 1, like=self._buffers)
         places = torch.tensor(self.lengths)
-        self._num_used = max(self.lengths) + 1
-        self._reserve(self._num_used, like=self._buffers)
-        self._hidden = None
-        if min(self.lengths) + 1 < self._num_used:
-            hidden = torch.arange(self._num_used) > places[:, None]
-            self._hidden = hidden[:, None, None, :].to(device)
-        self._rows, self._places = torch.arange(len(places), device=device), places.to(device)
+        self._hidden = (torch.arange(self._capacity) > places[:, None])[:, None, None, :].to(device)
+        self._places = places.to(device)
         self.lengths = [length + 1 for length in self.lengths]
 
     def attend(self, layer: int, query: torch.Tensor, new: KeysValues, scaling: float | None) -> torch.Tensor:
         """See `Attention`; B is the number of rows in use and T is 1."""
-        keys, values = self._buffers[layer]
-        keys[self._rows, :, self._places] = new[0][:, :, 0]
-        values[self._rows, :, self._places] = new[1][:, :, 0]
         num_rows, num_heads, _, size = query.shape
-        num_groups = keys.shape[1]
-        own_keys = keys[:num_rows, :, : self._num_used].flatten(0, 1)
-        own_values = values[:num_rows, :, : self._num_used].flatten(0, 1)
+        own_keys, own_values = (
+            self._written(buffer, tensor) for buffer, tensor in zip(self._buffers[layer], new, strict=True)
+        )
+        num_groups = len(own_keys) // num_rows
         query = query * (size**-0.5 if scaling is None else scaling)
         query = query.reshape(num_rows, num_groups, num_heads // num_groups, size)
 
         scores = torch.bmm(query.flatten(0, 1), own_keys.transpose(1, 2)).view(*query.shape[:3], -1)
-        if self._hidden is not None:
-            scores.masked_fill_(self._hidden, -torch.inf)
+        scores.masked_fill_(self._hidden, -torch.inf)
         if layer not in self._head.layers:
             weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
             return torch.bmm(weights.flatten(0, 1), own_values).view(num_rows, 1, num_heads, -1)
@@ -242,17 +236,27 @@ class RowAttention:
         out += _by_head(head_weights, head_values)
         return out.view(num_rows, 1, num_heads, -1)
 
+    def _written(self, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write a token a row and return the rows in use as (R G, C, D)."""
+        num_rows, num_groups, capacity, size = len(self.lengths), *buffer.shape[1:]
+        rows = torch.arange(num_rows * num_groups, device=buffer.device) * capacity
+        index = rows.view(num_rows, num_groups) + self._places[:, None]
+        buffer.view(-1, size).index_copy_(0, index.flatten(), new.reshape(-1, size))
+        return buffer[:num_rows].flatten(0, 1)
+
     def _reserve(self, length: int, like: dict[int, KeysValues]) -> None:
+        """Make room for `length` own tokens a row."""
         if length <= self._capacity:
             return
-        capacity = max(length + GROWTH, self._capacity * 3 // 2)
+        capacity = -(-max(length, self._capacity * 9 // 8) // CAPACITY_STEP) * CAPACITY_STEP
         num_rows = len(self.lengths)
         for layer, pair in like.items():
-            grown = tuple(
+            old = self._buffers.get(layer)
+            grown = [
                 tensor.new_zeros(self._max_rows, tensor.shape[1], capacity, tensor.shape[3])
                 for tensor in pair
-            )
-            for new, old in zip(grown, self._buffers.get(layer, ()), strict=False):
-                new[:num_rows, :, : self._capacity] = old[:num_rows]
+            ]
+            for new, kept in zip(grown, old or (), strict=old is not None):
+                new[:num_rows, :, : self._capacity] = kept[:num_rows]
             self._buffers[layer] = (grown[0], grown[1])
         self._capacity = capacity

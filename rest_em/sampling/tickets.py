@@ -19,7 +19,7 @@ def tickets(num_tickets: int) -> Iterator[int]:
     if world_size == 1:
         yield from range(num_tickets)
         return
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     store = TCPStore(
         os.environ["MASTER_ADDR"],

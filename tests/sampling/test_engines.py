@@ -205,7 +205,7 @@ def test_prompts_computed_in_several_groups_draw_the_same(policies, monkeypatch)
 
 
 def test_buffers_that_grow_while_rows_are_decoded_change_nothing(policies, monkeypatch):
-    monkeypatch.setattr("rest_em.sampling.attention.GROWTH", 1)
+    monkeypatch.setattr("rest_em.sampling.attention.CAPACITY_STEP", 1)
     policy, wanted = policies("llama"), request(WITHOUT_HEAD, max_new_tokens=40)
     solutions = SharedPrefixSampler(policy, nothing)(wanted, whole(wanted))
     assert [one.token_ids for one in solutions] == [generated(policy, prompt, 40) for prompt in WITHOUT_HEAD]
