@@ -108,8 +108,15 @@ def test_an_option_may_set_a_whole_section_or_take_it_away(load: Load) -> None:
 
 
 def test_an_alias_is_the_value_of_its_anchor(load: Load) -> None:
-    recipe = load("run_name: &name demo\ntracking: {report_to: [*name]}\n")
-    assert recipe.tracking.report_to == ("demo",)
+    recipe = load("run_name: &name demo\nlora: {target_modules: [*name]}\n")
+    assert recipe.lora == {"target_modules": ["demo"]}
+
+
+def test_a_tracker_is_refused_rather_than_not_fed(load: Load) -> None:
+    (line,) = lines_of(lambda: load("tracking: {report_to: [wandb]}\n"))
+    assert line.endswith(
+        "tracking.report_to is ['wandb'] and no tracker can be fed yet; leave it out and read metrics.jsonl"
+    )
 
 
 def test_pass_and_majority_are_measured_at_all_samples_unless_said_otherwise(load: Load) -> None:

@@ -327,7 +327,14 @@ class TrackingSection(_Section):
     """Where metrics go besides the run folder."""
 
     report_to: tuple[str, ...] = ()
-    """Trackers as accelerate names them (`tensorboard`, `wandb`, ...); fed from metrics.jsonl."""
+    """Trackers as accelerate names them; none can be fed yet, so it must be empty: see metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _is_empty(self) -> Self:
+        if self.report_to:
+            text = f"is {list(self.report_to)} and no tracker can be fed yet; leave it out and read metrics.jsonl"
+            _refuse([(("report_to",), text)])
+        return self
 
 
 @dataclass(frozen=True)
