@@ -58,7 +58,7 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
     if run.ledger.result(stage) is None:
         result = {"chosen": names[best], "validation": dict(zip(names, scores, strict=True))}
         run.ledger.append(stage, result, seconds=0.0)
-    return PromptedPolicy(base, candidates[best].prompt, made_by=(stage,))
+    return candidates[best]
 
 
 def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[GradedSolution], Stage]:
@@ -113,10 +113,8 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     candidates = [base] + [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
     ]
-    untrained = PromptedPolicy(base.policy, base.prompt)  # drawn already, when its prompt was chosen
-    draws = [_validation_draw(run, untrained, str(base.prompt.name))] + [
-        _validation_draw(run, one, Path(one.policy.path).name) for one in candidates[1:]
-    ]
+    names = [str(base.prompt.name), *(path.name for path in checkpoints)]
+    draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
     rule = run.recipe.training.checkpoint_choice
     choice = Stage(
         f"{name}/policy", {"checkpoint_choice": rule}, after=tuple(draw.verdicts for draw in draws)
@@ -285,7 +283,7 @@ def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> N
         run.leave_if_asked()
         if (progress / "0.json").exists():
             so_far = read_json(progress / "0.json")
-            run.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}" if so_far["loss"] else "")
+            run.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}", total=so_far["total"])
 
     with run.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
         run.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)

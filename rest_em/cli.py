@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -9,13 +10,14 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from rest_em import __version__
 from rest_em.errors import RecipeError, RestEMError, RunInterruptedError
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
 
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
 """What `_stage NAME` runs: the `main` of these modules."""
 TABLE_WIDTH = 132
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on later."""
 
 app = typer.Typer(
-    help="ReST^EM self-training for language models as one restartable command.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -51,9 +53,34 @@ def main() -> None:
     """Run the command line; print an error that a user can mend as one message, without a traceback."""
     try:
         app()
-    except RestEMError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (RestEMError, OSError) as error:
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED if isinstance(error, RunInterruptedError) else EXIT_FAILED)
+
+
+def _message(error: BaseException) -> str | None:
+    """Return what a user is told of an error; None for a bug of ours, which keeps its traceback."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error}; make room, and the same command goes on from here"
+    return str(error) if isinstance(error, RestEMError) else None
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"rest_em {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """ReST^EM self-training for language models as one restartable command."""
 
 
 @app.command()
@@ -136,14 +163,10 @@ def _status_of(folder: Path) -> Iterator[None]:
     write_status(folder, "running", f"process {os.getpid()}")
     try:
         yield
-    except RunInterruptedError as error:
-        write_status(folder, "interrupted", str(error))
-        raise
-    except RestEMError as error:
-        write_status(folder, "failed", str(error))
-        raise
-    except BaseException:
-        write_status(folder, "failed", traceback.format_exc())
+    except BaseException as error:
+        state = "interrupted" if isinstance(error, RunInterruptedError) else "failed"
+        with suppress(OSError):  # what has happened is told before that there is no room to write it down
+            write_status(folder, state, _message(error) or traceback.format_exc())
         raise
     write_status(folder, "finished")
 
@@ -179,14 +202,14 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     variants = base_variants(loaded.prompt)
     console = Console(highlight=False)
     sizes = {which: len(problems.rendered(which, variants[0])) for which in ("train", "validation", "test")}
-    console.print(f"{recipe}: fine", markup=False)
+    console.print(f"{recipe}: fine", markup=False, soft_wrap=True)
     console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
     console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
     for variant in variants:
         first = problems.rendered("train", variant)[0]
         console.rule(f"prompt {variant.name} of problem {first.id}")
         shown = first.prompt if isinstance(first.prompt, str) else json.dumps(first.prompt, indent=2)
-        console.print(shown, markup=False)
+        console.print(shown, markup=False, soft_wrap=True)
     console.rule()
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rest_em.errors import RunFolderError
 from rest_em.ledger import Stage
 from rest_em.rewards.graders import check_unscorable
 from rest_em.rewards.registry import reward_identity
@@ -127,7 +126,7 @@ def _unit_path(run: Run, draw: Draw, unit: int) -> Path:
 
 
 def _verdict_path(run: Run, draw: Draw, unit: int) -> Path:
-    return run.folder / draw.verdicts.name / content_hash(dict(draw.verdicts.inputs)) / f"{unit:05d}.parquet"
+    return run.folder / draw.verdicts.name / draw.verdicts.fingerprint / f"{unit:05d}.parquet"
 
 
 def _read(run: Run, draw: Draw) -> list[GradedSolution]:
@@ -144,24 +143,16 @@ class _OpenDraw:
     def __init__(self, run: Run, draw: Draw) -> None:
         self.draw = draw
         self._run = run
-        self._keep_request()
+        run.ledger.begin(draw.samples)
+        write_json(run.folder / draw.samples.name / "request.json", request_to_json(draw.request))
         units = range(_num_units(draw))
         self.missing = [unit for unit in units if not _unit_path(run, draw, unit).exists()]
-        self._unread = [unit for unit in units if not _verdict_path(run, draw, unit).exists()]
+        for unit in self.missing:  # what was said of solutions that are gone is void
+            _verdict_path(run, draw, unit).unlink(missing_ok=True)
+        self.unjudged = [unit for unit in units if not _verdict_path(run, draw, unit).exists()]
+        self._unread = list(self.unjudged)
         self._with_graders: dict[int, _Unit] = {}
         self._problems = {problem.id: problem for problem in draw.request.problems}
-
-    def _keep_request(self) -> None:
-        """Leave the request for the sampling stage, unless solutions of another one are there already."""
-        folder = self._run.folder / self.draw.samples.name
-        asked = request_to_json(self.draw.request)
-        path = folder / "request.json"
-        if path.exists() and read_json(path) != asked and any((folder / "units").glob("*.parquet")):
-            raise RunFolderError(
-                f"{folder}: holds solutions of an unfinished draw with other settings; undo the change of "
-                f"the recipe, or draw them again with --from-stage {self.draw.samples.name}"
-            )
-        write_json(path, asked)
 
     def arrivals(self) -> Iterator[tuple[int, list[Solution]]]:
         """Give the units that have been committed since the last call and are not judged."""
@@ -208,6 +199,7 @@ class _Intake:
     def __init__(self, run: Run, open_draws: list[_OpenDraw]) -> None:
         self._run = run
         self._open = open_draws
+        self._is_drawing = any(one.missing for one in open_draws)
         self._owners: dict[int, tuple[_OpenDraw, int]] = {}
         """Which draw and unit a solution with the graders belongs to, by the object's identity."""
         self._scanned = 0.0
@@ -240,7 +232,8 @@ class _Intake:
     def _scan(self) -> None:
         waiting = self._run.graders.num_pending
         note = f"{waiting} with the graders" if waiting else ""
-        self._run.progress.advance_to(_done_by_ranks(self._run.folder), note)
+        done = _done_by_ranks(self._run.folder) if self._is_drawing else self._num_judged
+        self._run.progress.advance_to(done, note)
         for one in self._open:
             for unit, solutions in one.arrivals():
                 self._owners |= {id(solution): (one, unit) for solution in solutions}
@@ -278,12 +271,12 @@ class _Intake:
         unscorable = [each for each in graded if each.verdict is Verdict.UNSCORABLE]
         check_unscorable(unscorable, len(graded), run.recipe.reward, draw.name)
         if run.ledger.result(draw.samples) is None:
-            points = [
-                point
+            last = {
+                point["unit"]: point["seconds"]
                 for point in read_lines(run.folder / "metrics.jsonl")
                 if point.get("stage") == draw.samples.name
-            ]
-            seconds = sum(point["seconds"] for point in points)
+            }
+            seconds = sum(last.values())
             run.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
         run.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=0.0)
 
@@ -317,7 +310,7 @@ def _work_through(run: Run, open_draws: list[_OpenDraw]) -> None:
     """Draw what is missing in one sampling process a rank, and judge it all."""
     missing = [one for one in open_draws if one.missing]
     intake = _Intake(run, open_draws)
-    total = sum(_num_solutions(one.draw, one.missing) for one in missing)
+    total = sum(_num_solutions(one.draw, one.missing or one.unjudged) for one in missing or open_draws)
     title = ", ".join(dict.fromkeys(one.draw.title for one in open_draws))
     with run.progress.stage(title, total, "solutions"):
         if missing:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ class Ledger:
         if record is None:
             return None
         if record["fingerprint"] != stage.fingerprint:
-            raise RunFolderError(self._refusal(stage, record))
+            changes = difference(record["inputs"], stage.inputs)
+            raise RunFolderError(self._refusal(stage, "finished", changes))
         result: dict[str, Any] = record["result"]
         return result
 
@@ -100,7 +101,7 @@ class Ledger:
         """Forget stages and all that came of them, and remove their files.
 
         Args:
-            pattern: a stage's name, or a pattern as of a shell (`*/evals/*`).
+            pattern: a stage's name, the folder of several (`iteration-01`), or a pattern (`*/evals/*`).
 
         Returns:
             The names of the stages forgotten, which may be none if only unfinished work matched.
@@ -108,8 +109,12 @@ class Ledger:
         Raises:
             RunFolderError: nothing in the run folder matches.
         """
-        matches = {name for name in self._records if fnmatch.fnmatch(name, pattern)}
-        unfinished = [path for path in self.folder.glob(pattern) if path.is_dir()]
+        matches = {name for name in self._records if _matches(name, pattern)}
+        unfinished = [
+            path
+            for path in self.folder.glob("iteration-*/**")
+            if path.is_dir() and _matches(path.relative_to(self.folder).as_posix(), pattern)
+        ]
         if not matches and not unfinished:
             known = ", ".join(self._records) or "none yet"
             raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; finished are: {known}")
@@ -122,24 +127,55 @@ class Ledger:
             _remove(path)
         return forgotten
 
+    def begin(self, stage: Stage) -> None:
+        """Make a folder for a stage that works in steps, and keep there only what is of this very stage.
+
+        What an unfinished attempt left after other stages, which have been done again since, is removed.
+
+        Raises:
+            RunFolderError: an unfinished attempt had other inputs, which are named.
+        """
+        path = self.folder / stage.name / "stage.json"
+        begun = read_json(path) if path.exists() else None
+        if begun is not None and begun["fingerprint"] != stage.fingerprint:
+            changes = difference(begun["inputs"], stage.inputs)
+            if changes:
+                raise RunFolderError(self._refusal(stage, "begun", changes))
+            _remove(path.parent)
+        write_json(path, {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs)})
+
     def _comes_of(self, name: str, sources: set[str]) -> bool:
         record = self._records.get(name)
         return record is not None and any(
             before in sources or self._comes_of(before, sources) for before in record["after"]
         )
 
-    def _refusal(self, stage: Stage, record: Mapping[str, Any]) -> str:
-        changes = difference(record["inputs"], stage.inputs)
-        if changes:
-            found = "\n".join(f"  {line}" for line in changes)
-        else:
-            found = "  (an earlier stage has been done again)"
-        pattern = f"'*/{stage.name.split('/', 1)[1]}'" if "/evals/" in stage.name else stage.name
+    def _refusal(self, stage: Stage, done: str, changes: Sequence[str]) -> str:
+        found = "\n".join(f"  {line}" for line in changes or ["(an earlier stage has been done again)"])
         return (
-            f"{self.folder}: {stage.name} was finished with other settings:\n{found}\n"
+            f"{self.folder}: {stage.name} was {done} with other settings:\n{found}\n"
             "Undo the change, or do this stage and all that follow from it again with "
-            f"--from-stage {pattern}, or keep both with --set run_name=NAME."
+            f"--from-stage {_like(stage.name)}, or keep both with --set run_name=NAME."
         )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Say whether a stage, or a folder around it, is meant by a pattern."""
+    return any(fnmatch.fnmatchcase(name, one) for one in (pattern, f"{pattern}/*"))
+
+
+def _like(name: str) -> str:
+    """Return a pattern for the stages that a change concerns which concerns this one.
+
+    >>> _like("iteration-00/validation/bare/verdicts"), _like("iteration-01/samples")
+    ("'*/verdicts'", 'iteration-01/samples')
+    """
+    kind, step = name.split("/")[1], name.rsplit("/", 1)[1]
+    if kind == "validation":
+        return "'*/verdicts'" if step == "verdicts" else f"'*/validation/*/{step}'"
+    if kind == "evals":
+        return f"'*/evals/*/{step}'" if step == "verdicts" else f"'*/{name.split('/', 1)[1]}'"
+    return name
 
 
 def _remove(path: Path) -> None:

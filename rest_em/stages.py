@@ -11,19 +11,20 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rest_em.errors import RunFolderError, RunInterruptedError, StageError
+from rest_em.errors import RestEMError, RunFolderError, RunInterruptedError, StageError
 from rest_em.processes import die_with_parent, kill_group, usable_cores
 from rest_em.storage import write_json, write_text
 
@@ -33,7 +34,15 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.1
 SHARED_FOLDER_SECONDS = 60.0
 """How long a node may take to see a file that rank 0 wrote into the run folder."""
+BEAT_SECONDS = 5.0
+"""How often a follower shows that it is alive."""
+SILENCE_SECONDS = 60.0
+"""How long a follower may be silent, e.g. because its node or the network has failed."""
+START_SECONDS = 600.0
+"""How long it may take until a follower is first heard of."""
 LOG_TAIL_LINES = 15
+FULL_DISK_BYTES = 2**20
+"""So little space is none."""
 RANK_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
     "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE",
@@ -155,6 +164,7 @@ class Supervisor:
         self._store = _connect(ranks) if ranks.world_size > 1 else None
         self._num_commands = 0
         self._child: subprocess.Popen[bytes] | None = None
+        self._signs = {rank: _Sign(b"", time.monotonic()) for rank in range(1, ranks.world_size)}
         if self._store is not None:
             _show_nonce(self._store, folder)
 
@@ -164,13 +174,7 @@ class Supervisor:
 
     def __exit__(self, *exception: object) -> None:
         """End what runs and let the followers go."""
-        self._end_child()
-        if self._store is not None:
-            try:
-                self._tell(_Command("", "", "", 0, is_over=True))
-            except RuntimeError:
-                # The launcher has taken its store down first; the followers see the same and leave.
-                return
+        self._end_stage(is_over=True)
 
     def run(self, stage: str, spec: Mapping[str, Any], *, label: str, meanwhile: Callable[[], None]) -> None:
         """Run a stage on every rank until all have finished.
@@ -182,7 +186,9 @@ class Supervisor:
             meanwhile: called about ten times a second; what it raises ends the stage.
 
         Raises:
-            StageError: a rank's child failed; the others have been killed.
+            StageError: a rank's child failed, or a rank is gone; the others have been killed.
+            RunFolderError: a node does not see the run folder.
+            RunInterruptedError: a rank was asked to leave.
         """
         log = self._folder / "logs" / label
         write_json(Path(f"{log}.json"), dict(spec))
@@ -196,13 +202,14 @@ class Supervisor:
                     if code != 0:
                         raise StageError(_failure(stage, rank, code, Path(f"{log}-rank{rank}.log")))
                     waiting.remove(rank)
+                self._listen()
                 meanwhile()
                 if waiting:
                     time.sleep(POLL_SECONDS)
+        except _store_error() as error:
+            raise StageError(f"the launcher is gone, and its store with it ({error})") from error
         finally:
-            if waiting:
-                self._tell(_Command("", "", "", 0))
-            self._end_child()
+            self._end_stage()
 
     def _exit_codes(self, ranks: set[int]) -> Iterator[tuple[int, int]]:
         for rank in sorted(ranks):
@@ -215,16 +222,41 @@ class Supervisor:
                 if self._store.check([key]):
                     yield rank, int(self._store.get(key))
 
+    def _listen(self) -> None:
+        """Stop if a follower has said why it leaves, or says nothing any more."""
+        for rank, sign in self._signs.items():
+            if self._store is None or time.monotonic() - sign.looked < POLL_SECONDS * 10:
+                continue
+            sign.looked = time.monotonic()
+            if self._store.check([f"leaves/{rank}"]):
+                kind, message = json.loads(self._store.get(f"leaves/{rank}"))
+                raise LEAVING[kind](message)
+            beat = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
+            limit = SILENCE_SECONDS if beat else START_SECONDS
+            if beat != sign.beat:
+                sign.beat, sign.heard = beat, time.monotonic()
+            elif time.monotonic() - sign.heard > limit:
+                raise StageError(
+                    f"rank {rank}: not heard of for {limit:.0f} s; its process or its node is gone. See the "
+                    "launcher's output there; the same command goes on from here"
+                )
+
     def _tell(self, command: _Command) -> None:
         self._num_commands += 1
         if self._store is not None:
             text = json.dumps([getattr(command, name) for name in _Command.__slots__])
             self._store.set(f"command/{self._num_commands}", text)
 
-    def _end_child(self) -> None:
+    def _end_stage(self, *, is_over: bool = False) -> None:
+        """End what runs of a stage on any rank, and the followers too if the run is over."""
         if self._child is not None:
             kill_group(self._child)
             self._child = None
+        try:
+            self._tell(_Command("", "", "", 0, is_over=is_over))
+        except _store_error():
+            # The launcher has taken its store down first; the followers see the same and leave.
+            return
 
 
 def follow(ranks: Ranks) -> None:
@@ -237,9 +269,11 @@ def follow(ranks: Ranks) -> None:
     store = _connect(ranks)
     child: subprocess.Popen[bytes] | None = None
     number = 1
+    beats = _Beats(store, ranks.rank)
     try:
-        _check_nonce(store)
+        _check_nonce(store, beats)
         while True:
+            beats.show()
             if store.check([f"command/{number}"]):
                 command = _Command(*json.loads(store.get(f"command/{number}")))
                 if child is not None:
@@ -255,13 +289,60 @@ def follow(ranks: Ranks) -> None:
                 kill_group(child)
                 child = None
             time.sleep(POLL_SECONDS)
-    except RuntimeError as error:
-        if isinstance(error, (RunFolderError, RunInterruptedError)):
-            raise
+    except (RunFolderError, RunInterruptedError) as error:
+        _say_why(store, ranks.rank, error)
+        raise
+    except _store_error() as error:
         raise StageError(f"rank {ranks.rank}: rank 0 is gone ({error}); see its output") from error
     finally:
         if child is not None:
             kill_group(child)
+
+
+LEAVING: dict[str, type[RestEMError]] = {
+    one.__name__: one for one in (RunFolderError, RunInterruptedError, StageError)
+}
+"""Why a follower leaves before the run is over."""
+
+
+def _say_why(store: Store, rank: int, error: RestEMError) -> None:
+    with suppress(*_store_error()):  # nobody is there to hear it
+        store.set(f"leaves/{rank}", json.dumps([type(error).__name__, f"rank {rank}: {error}"]))
+
+
+@dataclass(slots=True)
+class _Sign:
+    """A follower's last sign of life."""
+
+    beat: bytes
+    heard: float
+    """When it changed, by this host's clock."""
+    looked: float = 0.0
+    """When it was last looked at."""
+
+
+class _Beats:
+    """A follower's signs of life."""
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store, self._rank = store, rank
+        self._shown = 0.0
+
+    def show(self) -> None:
+        """Give one if one is due."""
+        now = time.monotonic()
+        if now - self._shown >= BEAT_SECONDS:
+            self._store.set(f"beat/{self._rank}", str(now))
+            self._shown = now
+
+
+def _store_error() -> tuple[type[Exception], ...]:
+    """Return what a store raises when its host is gone; nothing where there is no store."""
+    if "torch" not in sys.modules:
+        return ()
+    from torch.distributed import DistError
+
+    return (DistError,)
 
 
 def _connect(ranks: Ranks) -> Store:
@@ -285,7 +366,10 @@ def _show_nonce(store: Store, folder: Path) -> None:
     store.set("nonce", json.dumps([str(path), nonce]))
 
 
-def _check_nonce(store: Store) -> None:
+def _check_nonce(store: Store, beats: _Beats) -> None:
+    while not store.check(["nonce"]):  # unlike get, this lets signals through
+        beats.show()
+        time.sleep(POLL_SECONDS)
     path, nonce = json.loads(store.get("nonce"))
     deadline = time.monotonic() + SHARED_FOLDER_SECONDS
     while True:
@@ -293,7 +377,7 @@ def _check_nonce(store: Store) -> None:
             if Path(path).read_text(encoding="utf-8") == nonce:
                 return
         except FileNotFoundError:
-            pass  # a shared folder may show a new file late
+            beats.show()  # a shared folder may show a new file late
         if time.monotonic() > deadline:
             raise RunFolderError(
                 f"{Path(path).parent}: not shared with the node {socket.gethostname()}, which did not see "
@@ -315,6 +399,8 @@ def _free_port(ranks: Ranks) -> int:
 def _failure(stage: str, rank: int, code: int, log: Path) -> str:
     ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
+    if shutil.disk_usage(log.parent).free < FULL_DISK_BYTES:
+        hint += "; the disk is full"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     tail = "\n".join(f"  | {line}" for line in lines[-LOG_TAIL_LINES:])
     return f"{log}: stage {stage} failed on rank {rank} ({ended}{hint}); the end of its log:\n{tail}"

@@ -281,7 +281,11 @@ def problem_from_json(value: dict[str, Any]) -> Problem:
 def request_to_json(request: DrawRequest) -> dict[str, Any]:
     """Return a draw request as a JSON value; references and metadata stay behind, a sampler needs neither."""
     value = dataclasses.asdict(dataclasses.replace(request, problems=()))
-    value["problems"] = [{"id": one.id, "prompt": one.prompt} for one in request.problems]
+    value["params"]["stop_strings"] = list(request.params.stop_strings)
+    value["problems"] = [
+        {"id": one.id, "prompt": one.prompt if isinstance(one.prompt, str) else [*map(dict, one.prompt)]}
+        for one in request.problems
+    ]
     return value
 
 
@@ -301,11 +305,17 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            RunFolderError: another run holds it.
+            RunFolderError: another run holds it, or the folder cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / ".lock"
-        self._file = path.open("a+", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: cannot be written ({error.strerror}); runs/ lies in the working directory: start "
+                "from a folder in which you may write"
+            ) from error
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -50,10 +50,14 @@ class Progress:
             self._stage.close()
             self._stage = None
 
-    def advance_to(self, done: int, note: str = "") -> None:
-        """Show that `done` of the stage's total are finished, and a note beside the rate."""
+    def advance_to(self, done: int, note: str = "", *, total: int | None = None) -> None:
+        """Show that `done` are finished, and a note beside the rate.
+
+        Args:
+            total: of so many, where that was not known when the stage began.
+        """
         if self._stage is not None:
-            self._stage.advance_to(done, note)
+            self._stage.advance_to(done, note, total)
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
@@ -77,13 +81,13 @@ class _BarStage:
         self._bar.start()
         self._task = self._bar.add_task(title, total=total or None, unit=unit, rate="", note="")
 
-    def advance_to(self, done: int, note: str) -> None:
+    def advance_to(self, done: int, note: str, total: int | None) -> None:
         rate = f"{done / max(time.monotonic() - self._started, 1e-9):.1f}/s" if done else ""
-        self._bar.update(self._task, completed=done, rate=rate, note=note)
+        self._bar.update(self._task, completed=done, total=total, rate=rate, note=note)
 
     def finish(self) -> None:
         task = self._bar.tasks[0]
-        self.advance_to(int(task.total or task.completed), task.fields["note"])
+        self.advance_to(int(task.total or task.completed), task.fields["note"], None)
 
     def close(self) -> None:
         self._bar.stop()
@@ -99,7 +103,8 @@ class _PlainStage:
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def advance_to(self, done: int, note: str) -> None:
+    def advance_to(self, done: int, note: str, total: int | None) -> None:
+        self._total = total or self._total
         now = time.monotonic()
         if done == self._done or now - self._printed < PLAIN_SECONDS:
             return
