@@ -10,9 +10,15 @@ MODEL := models/SmolLM2-135M-Instruct
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
+# Says what is wrong where a Python is too old, whatever that Python is.
+PYTHON_CHECK = import sys; sys.version_info >= (3, 11) or sys.exit("make: $(1) is Python %d.%d; 3.11 or newer \
+is wanted: name one as in PYTHON=python3.12, after make clean if $(VENV) is there" % sys.version_info[:2])
+
 # torch comes first and pinned: without the pin its newest build brings several GB of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(call PYTHON_CHECK,$(PYTHON))'
 	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c '$(call PYTHON_CHECK,$(BIN)/python)'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'

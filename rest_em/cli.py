@@ -259,7 +259,7 @@ def copy_recipe(
         raise RecipeError(f"{name}: no such recipe; there are: {names}")
     if target.exists():
         raise RecipeError(f"{target}: exists already; name a folder that does not")
-    shutil.copytree(source.parent, target)
+    shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
     print(target / source.name)
 
 
