@@ -1,0 +1,82 @@
+"""What is shipped: recipes whose header says how they are run and what was measured, and a wheel with them.
+
+That recipes load is tested in test_recipe, that accelerate reads the launch files in test_training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rest_em import __version__
+from rest_em.cli import app
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def header(recipe: Path) -> list[str]:
+    """Return the comment at the beginning of a recipe, without its marks."""
+    lines = recipe.read_text("utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return [line.removeprefix("#").strip() for line in lines[:end]]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_the_header_of_a_recipe_says_the_command_the_hardware_and_what_was_measured(recipe: Path) -> None:
+    lines = header(recipe)
+    wanted = re.compile(rf"accelerate launch --config_file (\S+) -m rest_em run {recipe.relative_to(ROOT)}")
+    (command,) = filter(None, map(wanted.fullmatch, lines))
+    assert (ROOT / command[1]).is_file()
+    assert any(line.startswith("hardware: ") for line in lines)
+    if "not measured" not in lines:
+        after = lines[lines.index("measured:") + 1 :]
+        assert any(line.startswith("|") for line in after), "the table of what was measured"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_shipped_recipe_passes_its_check_but_for_the_model(recipe: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(recipe), "--set", "model.name_or_path=org/base"])
+    assert done.exit_code == 0, done.exception
+    assert "fine" in done.output
+
+
+def test_the_problems_of_the_quickstart_are_what_their_script_makes(tmp_path: Path) -> None:
+    shipped = ROOT / "recipes" / "quickstart"
+    script = shutil.copy(shipped / "make_problems.py", tmp_path)
+    subprocess.run([sys.executable, script], check=True)
+    made = sorted(tmp_path.glob("*.jsonl"))
+    assert [path.name for path in made] == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert all(path.read_bytes() == (shipped / path.name).read_bytes() for path in made)
+
+
+def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    assert (tmp_path / "installed" / "rest_em" / "py.typed").is_file()
+
+    def rest_em(*arguments: str) -> str:
+        command = [sys.executable, "-m", "rest_em", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        ).stdout
+
+    listed = [line.partition(":")[0] for line in rest_em("recipes", "list").splitlines()]
+    assert listed == [str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in RECIPES]
+    assert rest_em("recipes", "copy", "quickstart/smollm2-135m", "mine") == "mine/smollm2-135m.yaml\n"
+    assert (tmp_path / "mine" / "train.jsonl").is_file()
+
+
+def test_the_version_is_printed() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"rest_em {__version__}\n"
