@@ -332,8 +332,8 @@ class TrackingSection(_Section):
     @model_validator(mode="after")
     def _is_empty(self) -> Self:
         if self.report_to:
-            text = f"is {list(self.report_to)} and no tracker can be fed yet; leave it out and read metrics.jsonl"
-            _refuse([(("report_to",), text)])
+            text = f"is {list(self.report_to)} and no tracker can be fed yet"
+            _refuse([(("report_to",), f"{text}; leave it out and read metrics.jsonl")])
         return self
 
 
