@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 REWARD = '''
 def even_length(problem, solution):
-    """About half of what a random model says is "correct"."""
+    """Call about half of what a random model says correct."""
     return len(solution.text) % 2 == 0
 '''
 
@@ -32,10 +32,10 @@ prompt:
     - {{name: shown, examples: examples.jsonl}}
     - {{name: bare}}
 reward: {{name: "reward.py:even_length", num_workers: 1}}
-sampling: {{num_samples: 4, max_new_tokens: 6, temperature: 1.0, top_k: 0, unit_size: 8, max_rows: 6,
-           stop_strings: ["1"]}}
-selection: {{max_solutions_per_problem: 2}}
-training: {{num_train_epochs: 1, global_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3,
+sampling: {{num_samples: 4, max_new_tokens: 16, temperature: 1.0, top_k: 0, unit_size: 4, max_rows: 1,
+           stop_strings: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t]}}
+selection: {{max_solutions_per_problem: 3}}
+training: {{num_train_epochs: 2, global_batch_size: 4, per_device_train_batch_size: 2, learning_rate: 1e-3,
            bf16: false, checkpoint_choice: last}}
 evaluation: {{num_samples: 2}}
 """
@@ -44,7 +44,7 @@ evaluation: {{num_samples: 2}}
 def write_recipe(folder: Path, model: Path) -> Path:
     """Write a recipe, its problems and its reward into `folder`; return the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, size in (("train", 8), ("validation", 3), ("test", 4)):
+    for name, size in (("train", 16), ("validation", 3), ("test", 4)):
         rows = [{"id": f"{name}-{k}", "question": f"{name[:2]}{k}", "answer": "7"} for k in range(size)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "examples.jsonl").write_text(json.dumps({"question": "a", "solution": "bc"}) + "\n")

@@ -1,0 +1,116 @@
+"""The run as a table: what the ledger says, nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rest_em.errors import RunFolderError
+from rest_em.evaluation import summarize
+from rest_em.ledger import Ledger, Stage, write_status
+from rest_em.report.table import RunSummary, print_summary, summarize_run
+from rest_em.types import GradedSolution, Solution, Verdict
+
+
+def graded(problem_id: str, index: int, *, is_correct: bool) -> GradedSolution:
+    solution = Solution(problem_id, index, 0, "4", token_ids=(5,), finish_reason="eos")
+    verdict = Verdict.CORRECT if is_correct else Verdict.INCORRECT
+    return GradedSolution(solution, verdict, float(is_correct), "4" if is_correct else "5", "")
+
+
+def evaluation(num_correct: int) -> dict[str, Any]:
+    """Return a measurement of four problems, of which the first so many are solved, each time."""
+    greedy = [graded(f"p{k}", 0, is_correct=k < num_correct) for k in range(4)]
+    sampled = [graded(f"p{k}", index, is_correct=k < num_correct) for k in range(4) for index in range(2)]
+    measured = summarize(greedy, sampled, pass_at=(1, 2), majority_at=(2,), confidence=0.95)
+    value: dict[str, Any] = json.loads(json.dumps(measured.to_json()))
+    return value
+
+
+RESULTS: dict[str, tuple[dict[str, Any], float]] = {
+    "iteration-00/validation/two-shot/samples": ({}, 2.0),
+    "iteration-00/prompt": ({"chosen": "two-shot", "validation": {"two-shot": 0.25, "bare": 0.0}}, 0.0),
+    "iteration-00/evals/test/greedy/samples": ({}, 3.0),
+    "iteration-00/evals/test/metrics": (evaluation(1), 0.0),
+    "iteration-01/samples": ({"num_solutions": 3200, "num_truncated": 16, "num_tokens": 70000}, 60.0),
+    "iteration-01/verdicts": (
+        {"num_problems": 400, "num_solutions": 3200, "num_correct": 400, "num_solved": 150,
+         "num_unscorable": 0, "num_without_answer": 64},
+        0.0,
+    ),
+    "iteration-01/dataset": ({"num_distinct": 300, "num_kept": 250}, 0.5),
+    "iteration-01/training": ({}, 80.0),
+    "iteration-01/validation/epoch-1/samples": ({}, 4.0),
+    "iteration-01/policy": ({"chosen": 1, "validation": [0.25, 0.5]}, 0.0),
+    "iteration-01/evals/test/sampled/samples": ({}, 5.0),
+    "iteration-01/evals/test/metrics": (evaluation(3), 0.0),
+}  # fmt: skip
+
+
+def run_of(folder: Path, *, num_stages: int = len(RESULTS), state: str = "finished") -> RunSummary:
+    """Return the summary of a run whose first stages are done."""
+    ledger = Ledger(folder)
+    for name, (result, seconds) in list(RESULTS.items())[:num_stages]:
+        inputs = {"confidence": 0.95} if name.endswith("metrics") else {}
+        ledger.append(Stage(name, inputs), result, seconds=seconds)
+    write_status(folder, state, "it was 5 o'clock [tea]" if state != "finished" else "")
+    return summarize_run(folder)
+
+
+def printed(summary: RunSummary) -> str:
+    output = io.StringIO()
+    print_summary(summary, Console(file=output, width=132))
+    return output.getvalue()
+
+
+def test_json_has_the_measurements_of_each_iteration(tmp_path: Path) -> None:
+    base, first = run_of(tmp_path).to_json()["iterations"]
+    assert (base["iteration"], first["iteration"]) == (0, 1)
+    assert (base["pass_at"]["1"]["value"], first["pass_at"]["1"]["value"]) == (0.25, 0.75)
+    assert first["pass_at"]["2"]["value"] == first["majority_at"]["2"]["value"] == 0.75
+    assert base["gain"] is None
+    assert first["gain"]["value"] == 0.5
+    assert first["gain"]["low"] < 0.5 < first["gain"]["high"]
+    assert (first["num_sampled"], first["num_correct"], first["num_kept"]) == (3200, 400, 250)
+    assert (first["success_rate"], first["coverage"]) == (0.125, 0.375)
+    assert (first["no_answer"], first["truncated"]) == (0.02, 0.005)
+    assert first["seconds"] == {"sample": 60.0, "train": 80.0, "validate": 4.0, "measure": 5.0}
+    assert (base["num_sampled"], base["success_rate"]) == (0, None)
+
+
+def test_the_table_shows_what_the_json_has(tmp_path: Path) -> None:
+    text = printed(run_of(tmp_path))
+    rows = [line.split() for line in text.splitlines()]
+    assert "two-shot (pass@1 on validation: two-shot 25.0, bare 0.0)" in text
+    assert "4 test problems" in text
+    (base,) = [row for row in rows if row[:3] == ["0", "(base)", "25.0"]]
+    assert base[5] == "-"
+    (first,) = [row for row in rows if row[:2] == ["1", "75.0"]]
+    assert first[4] == "+50.0"
+    (sampling,) = [row for row in rows if row[:2] == ["1", "3,200"]]
+    assert sampling == ["1", "3,200", "400", "12.5", "37.5", "300", "250", "2.0", "0.5", "70,000"]
+    (times,) = [row for row in rows if row[:2] == ["1", "60"]]
+    assert times == ["1", "60", "80", "4", "5", "149", "1", "25.0", "50.0"]
+    assert rows[-1][:6] == ["all", "-", "-", "-", "-", "154"]
+
+
+@pytest.mark.parametrize("num_stages", range(len(RESULTS)))
+def test_a_run_can_be_shown_at_any_moment(tmp_path: Path, num_stages: int) -> None:
+    summary = run_of(tmp_path, num_stages=num_stages, state="running")
+    json.dumps(summary.to_json(), allow_nan=False)
+    assert "running" in printed(summary)
+
+
+def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
+    text = printed(run_of(tmp_path, num_stages=0, state="failed"))
+    assert text.splitlines()[1:] == ["it was 5 o'clock [tea]", "nothing has been measured yet"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run here"):
+        summarize_run(tmp_path)

@@ -1,0 +1,97 @@
+"""Algorithm 1's own decisions: which checkpoint serves, and what a tuned model depends on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rest_em.algorithm import _keep_chosen, _scores, _what_matters, walk_forward
+from rest_em.errors import RunFolderError
+from rest_em.recipe import TrainingSection
+from rest_em.types import GradedSolution, Solution, Verdict
+
+
+@pytest.mark.parametrize(
+    ("scores", "first_drop", "best", "last"),
+    [
+        ([0.2, 0.5, 0.4, 0.6], 1, 3, 3),
+        ([0.2, 0.5, 0.5, 0.4], 2, 1, 3),
+        ([0.5, 0.4, 0.6], 0, 2, 2),
+        ([0.2, 0.2, 0.2], 2, 0, 2),
+        ([0.1, 0.2, 0.3], 2, 2, 2),
+        ([0.3], 0, 0, 0),
+    ],
+)
+def test_which_checkpoint_serves(scores: Sequence[float], first_drop: int, best: int, last: int) -> None:
+    assert walk_forward(scores, "first_drop") == first_drop
+    assert walk_forward(scores, "best") == best
+    assert walk_forward(scores, "last") == last
+
+
+def judged(*verdicts: Verdict) -> list[GradedSolution]:
+    return [
+        GradedSolution(Solution("p", index, 0, "", (), "eos"), verdict, 0.0, None, "")
+        for index, verdict in enumerate(verdicts)
+    ]
+
+
+def test_a_score_leaves_out_what_could_not_be_judged() -> None:
+    correct, wrong, unscorable = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNSCORABLE
+    assert _scores([judged(correct, wrong, wrong, unscorable), judged(unscorable), judged(correct)]) == [
+        1 / 3,
+        0.0,
+        1.0,
+    ]
+
+
+def trained(folder: Path, num_epochs: int = 3) -> Path:
+    """Return an iteration's folder after its training."""
+    for epoch in range(1, num_epochs + 1):
+        (folder / "training" / f"epoch-{epoch}").mkdir(parents=True)
+        (folder / "training" / f"epoch-{epoch}" / f"weights-{epoch}").touch()
+    return folder
+
+
+def test_the_chosen_checkpoint_becomes_the_policy_and_the_others_go(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "iteration-01")
+    for _ in range(2):  # the second time there is nothing to do
+        assert _keep_chosen(folder, 2) == folder / "policy"
+        assert [path.name for path in (folder / "policy").iterdir()] == ["weights-2"]
+        assert list((folder / "training").iterdir()) == []
+
+
+def test_the_untrained_model_as_the_choice_leaves_no_checkpoint(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "iteration-01")
+    _keep_chosen(folder, 0)
+    assert [path.name for path in folder.iterdir()] == ["training"]
+    assert list((folder / "training").iterdir()) == []
+
+
+def test_a_policy_that_somebody_removed_is_told_with_the_way_on(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "iteration-01")
+    _keep_chosen(folder, 1)
+    shutil.rmtree(folder / "policy")
+    with pytest.raises(RunFolderError, match="epoch-1 is gone; train again with --from-stage iteration-01/t"):
+        _keep_chosen(folder, 1)
+
+
+def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:
+    plain = TrainingSection.model_validate({"learning_rate": 1e-3, "global_batch_size": 8})
+    moved = TrainingSection.model_validate(
+        {
+            "learning_rate": 1e-3,
+            "global_batch_size": 8,
+            "per_device_train_batch_size": 2,
+            "gradient_checkpointing": True,
+            "dataloader_num_workers": 1,
+            "checkpoint_choice": "best",
+        }
+    )
+    warmer = TrainingSection.model_validate(
+        {"learning_rate": 1e-3, "global_batch_size": 8, "warmup_steps": 3}
+    )
+    assert _what_matters(plain.model_dump(mode="json")) == _what_matters(moved.model_dump(mode="json"))
+    assert _what_matters(plain.model_dump(mode="json")) != _what_matters(warmer.model_dump(mode="json"))

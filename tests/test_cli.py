@@ -1,0 +1,229 @@
+"""The verbs: what they print, and how a mistake is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tiny_run
+import yaml
+
+from rest_em import cli
+from rest_em.ledger import write_status
+
+VERBS = ("", "run", "check", "show", "recipes", "recipes list", "recipes copy")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command line in a folder with the recipe `tiny.yaml`, whose model is an empty folder."""
+    (tmp_path / "model").mkdir()
+    tiny_run.write_recipe(tmp_path, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["rest_em", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            raise SystemExit(cli.main())
+        printed = capsys.readouterr()
+        return Said(int(caught.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def replace(path: str, old: str, new: str) -> None:
+    """Change one place of a file, on the same line."""
+    text = Path(path).read_text()
+    assert text.count(old) == 1
+    Path(path).write_text(text.replace(old, new))
+
+
+def line_of(path: str, text: str) -> int:
+    """Return the number of the first line with a text."""
+    lines = Path(path).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, start=1) if text in line)
+
+
+def test_check_shows_what_would_be_sampled_from(call: Call) -> None:
+    said = call("check", "tiny.yaml")
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[:3] == [
+        "tiny.yaml: fine",
+        "problems: 16 train, 3 validation, 4 test",
+        "solutions an E-step: 64",
+    ]
+    assert "prompt shown of problem train-0" in lines[3]
+    assert lines[4:7] == ["a=bc", "", "tr0="]
+    assert "prompt bare of problem train-0" in lines[7]
+    assert lines[8] == "tr0="
+
+
+def test_check_does_not_break_the_lines_of_a_prompt(call: Call) -> None:
+    replace("tiny.yaml", "{{ question }}=", f"{'long ' * 40}{{{{ question }}}} [red]=")
+    shown = call("check", "tiny.yaml").out.splitlines()
+    assert f"{'long ' * 40}tr0 [red]=" in shown
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("num_samples: 4", "num_sample: 4", "unknown key sampling.num_sample; did you mean num_samples?"),
+        ("seed: 3", "seed: three", "seed is 'three'; a whole number >= 0 and < 4294967296 is wanted"),
+        ("temperature: 1.0", "temperature: 0", "sampling.temperature is 0 (greedy) and num_samples is 4"),
+        ("max_new_tokens: 16", "max_new_tokens: 0", "sampling.max_new_tokens is 0; a whole number > 0"),
+        ("seed: 3", "seed: [3", ""),
+        ("learning_rate: 1e-3", "learning_rates: 1e-3", "unknown key training.learning_rates"),
+        ("num_train_epochs: 2", "output_dir: x", "training.output_dir is rest_em's own"),
+        ("train.jsonl", "trains.jsonl", "trains.jsonl"),
+        ("id: id", "id: ids", "ids"),
+        ("{{ question }}", "{{ questions }}", "questions"),
+        ("{{ question }}", "{{ question ", "prompt.template is no Jinja template"),
+        ("even_length", "odd_length", "unknown name 'odd_length'; did you mean"),
+        ("reward.py:", "rewards.py:", "rewards.py, and there is no such file"),
+        ("num_workers: 1", "options: {base: 8}", "reward.options"),
+        ("global_batch_size: 4", "global_batch_size: 5", "per_device_train_batch_size is 2"),
+        ("num_samples: 2}", "num_samples: 2, pass_at: [1, 8]}", "evaluation.pass_at has k = 8"),
+    ],
+)
+def test_a_wrong_recipe_is_told_in_one_line_without_a_traceback(
+    call: Call, old: str, new: str, told: str
+) -> None:
+    number = line_of("tiny.yaml", old)
+    replace("tiny.yaml", old, new)
+    for verb in (("check",), ("run", "--dry-run"), ("run",)):
+        said = call(*verb, "tiny.yaml")
+        assert said.code == 1
+        assert told in said.err
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        assert "Traceback" not in said.err
+        if not told.startswith(("unknown name", "reward.options")):
+            place = said.err.split()[1]
+            assert ".jsonl:1" in place or place in {f"tiny.yaml:{number}:", f"tiny.yaml:{number + 1}:"}
+        assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("check", "none.yaml"), "none.yaml"),
+        (("check", "."), "."),
+        (("check", "tiny.yaml", "--set", "seed"), "--set seed"),
+        (("check", "tiny.yaml", "--set", "sampling.num_sample=2"), "did you mean num_samples?"),
+        (("run", "tiny.yaml", "--from-stage", "iteration-01/sample"), "no stage matches"),
+        (("show", "runs/none"), "runs/none: no run here"),
+        (("recipes", "copy", "none", "there"), "none: no such recipe; there are: "),
+    ],
+)
+def test_a_wrong_argument_is_told_in_one_line(call: Call, arguments: tuple[str, ...], told: str) -> None:
+    said = call(*arguments)
+    assert said.code == 1
+    assert told in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_broken_reward_is_told_before_anything_is_drawn(call: Call) -> None:
+    Path("reward.py").write_text("def even_length(problem, solution):\n    return 1 / len(solution.text)\n")
+    said = call("run", "tiny.yaml")
+    assert said.code == 1
+    assert "tried on problem train-0 with an empty solution" in said.err
+    assert f"ZeroDivisionError: division by zero ({Path.cwd()}/reward.py:2)" in said.err
+    assert json.loads(Path("runs/tiny/status.json").read_text())["state"] == "failed"
+    assert not Path("runs/tiny/ledger.jsonl").exists()
+
+
+def test_a_dry_run_leaves_nothing_behind(call: Call) -> None:
+    said = call("run", "tiny.yaml", "--dry-run", "--set", "run_name=other")
+    assert said.code == 0
+    assert said.err == "runs/other: 0 stages are done; --dry-run goes no further\n"
+    assert not Path("runs").exists()
+
+
+def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) -> None:
+    Path("runs").write_text("in the way")
+    said = call("run", "tiny.yaml")
+    assert said.code == 1
+    assert said.err.startswith("error: runs/tiny/.lock: cannot be written")
+    assert said.err.count("\n") == 1
+
+
+def test_a_run_is_found_by_its_name_and_shown_while_it_has_nothing(call: Call) -> None:
+    write_status(Path("runs/tiny"), "running")
+    assert call("show", "tiny").out == "tiny: running\nnothing has been measured yet\n"
+    shown = json.loads(call("show", "runs/tiny", "--json").out)
+    assert (shown["name"], shown["status"]["state"], shown["iterations"]) == ("tiny", "running", [])
+
+
+def test_recipes_are_listed_and_copied_with_their_data(call: Call) -> None:
+    listed = call("recipes", "list").out.splitlines()
+    name = "quickstart/smollm2-135m"
+    assert [line for line in listed if line.startswith(f"{name}: ")]
+    said = call("recipes", "copy", name, "mine")
+    assert said.out == "mine/smollm2-135m.yaml\n"
+    copied = yaml.safe_load(Path("mine/smollm2-135m.yaml").read_text())
+    assert (Path("mine") / copied["problems"]["train"]["path"]).is_file()
+    again = call("recipes", "copy", name, "mine")
+    assert (again.code, again.err) == (1, "error: mine: exists already; name a folder that does not\n")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(call: Call, verb: str) -> None:
+    said = call(*verb.split(), "--help")
+    assert said.code == 0
+    assert "Usage:" in said.out
+    assert "_stage" not in said.out
+
+
+def test_every_verb_is_tried(call: Call) -> None:
+    groups = {"": cli.app, "recipes": cli.recipes_app}
+    verbs = {
+        f"{group} {command.name or command.callback.__name__}".strip()
+        for group, app in groups.items()
+        for command in app.registered_commands
+        if not command.hidden and command.callback is not None
+    }
+    assert verbs | {"", "recipes"} == set(VERBS)
+
+
+def test_the_light_verbs_load_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    tiny_run.write_recipe(tmp_path, tmp_path / "model")
+    write_status(tmp_path / "runs" / "tiny", "running")
+    for arguments in (["show", "tiny"], ["recipes", "list"], ["--help"]):
+        program = f"""
+import sys
+from rest_em.cli import main
+sys.argv = ["rest_em", *{arguments}]
+try:
+    main()
+except SystemExit:
+    pass
+print({{"torch", "transformers", "datasets"}} & set(sys.modules))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=tiny_run.environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert done.stdout.endswith("set()\n")
