@@ -42,6 +42,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from rest_em.batches import EncodedExample, divide_global_batch, global_batches, micro_batches
 from rest_em.errors import TrainingError
+from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
 from rest_em.storage import read_examples, replacing_folder, write_json
 from rest_em.tokens import encode_prompt
@@ -65,6 +66,8 @@ def main(spec: dict[str, Any]) -> None:
         TrainingError: the settings contradict the ranks, the model or the examples.
     """
     started = time.monotonic()
+    if _is_on_cpu():
+        keep_freed_memory()
     section = TrainingSection.model_validate(spec["training"])
     output = Path(spec["output"])
     order_seed = f"{spec['seed']}/{spec['iteration']}"
