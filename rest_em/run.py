@@ -14,6 +14,7 @@ from rest_em.recipe import PromptVariant, Recipe
 from rest_em.report.progress import Progress
 from rest_em.rewards.graders import Graders
 from rest_em.stages import Supervisor
+from rest_em.storage import file_hash
 from rest_em.types import Policy, Problem
 
 ProblemSet = Literal["train", "validation", "test"]
@@ -93,6 +94,10 @@ class Run:
             raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
 
     def prompt_inputs(self, variant: PromptVariant) -> dict[str, Any]:
-        """Return what a rendered prompt depends on, besides the problems, as a stage's inputs."""
+        """Return what a rendered prompt depends on, besides the problems, as a stage's inputs.
+
+        Examples are known by their content, not by where they lie.
+        """
         resolved = resolve_variant(self.recipe.prompt, variant)
-        return resolved.model_dump(mode="json", exclude={"name"})
+        inputs = resolved.model_dump(mode="json", exclude={"name"})
+        return inputs | {"examples": resolved.examples and file_hash(Path(resolved.examples))}

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from process_watch import processes_in
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -55,9 +61,12 @@ def write_recipe(folder: Path, model: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return this environment for a launched run: the package importable from any directory, one thread."""
+    """Return this environment for a launched run: the package importable from any directory, no hub.
+
+    Threads that wait for each other sleep: spinning takes the cores from the other ranks of a test.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "RANK"))}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def launch(*arguments: str, config: str | None = None, options: tuple[str, ...] = ()) -> list[str]:
@@ -69,11 +78,36 @@ def launch(*arguments: str, config: str | None = None, options: tuple[str, ...] 
     return [*accelerate, "--config_file", file, *options, "-m", "rest_em", *arguments]
 
 
-def finish(command: list[str], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def finish(command: list[str], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in `cwd`."""
     return subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@contextmanager
+def started(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in `cwd`, stdout and stderr in one pipe; what is left of it in the end is killed."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        for number in processes_in(cwd):
+            os.kill(number, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], timeout: float = 300) -> None:
+    """Wait for something that a running command does."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"it did not happen:\n{process.communicate()[0]}")
+        time.sleep(0.02)
 
 
 def show(folder: Path) -> dict[str, Any]:

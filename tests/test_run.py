@@ -1,0 +1,377 @@
+"""The loop end to end: on ranks, DeepSpeed and machines; killed, stopped and changed on the way; failing.
+
+Every launch computes with a tiny random model. What is compared is what does not depend on training: the
+base model's draws, the verdicts and D_1.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_watch import processes_in
+from tiny_run import finish, launch, show, started, wait_until, write_recipe
+
+from rest_em.storage import read_examples, read_graded, read_json, read_lines, read_solutions
+from rest_em.types import GradedSolution, Verdict
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
+]
+
+RUN = Path("runs") / "tiny"
+NUM_UNITS = 16
+"""Of the first E-step: 16 problems, 4 samples each, 4 solutions a unit."""
+EXIT_INTERRUPTED = 75
+GONE_SECONDS = 2.0
+"""How long anything of a run may live after a part of it was killed."""
+
+HANGING_REWARD = """
+import time
+
+def even_length(problem, solution):
+    time.sleep(60 if solution.text else 0)
+    return True
+"""
+
+
+def drawn(cwd: Path) -> dict[str, list[Any]]:
+    """Return solutions and verdicts of the base model's draws, and D_1, by file."""
+    run, found = cwd / RUN, dict[str, list[Any]]()
+    for units in sorted([*run.glob("iteration-00/**/units"), run / "iteration-01" / "samples" / "units"]):
+        (verdicts,) = (units.parents[1] / "verdicts").iterdir()
+        for unit in sorted(units.iterdir()):
+            solutions = read_solutions(unit)
+            found[str(unit.relative_to(run))] = [*solutions, *read_graded(verdicts / unit.name, solutions)]
+    found["dataset"] = [*read_examples(run / "iteration-01" / "dataset.parquet")]
+    return found
+
+
+def assert_all_is_drawn_once(cwd: Path, undisturbed: Path) -> None:
+    """Compare with a run on one process, row by row."""
+    found, expected = drawn(cwd), drawn(undisturbed)
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert found[name] == rows, name
+    samples = [row for name, rows in found.items() if name.startswith("iteration-01/samples") for row in rows]
+    assert len(samples) == 2 * 64
+    assert len(found["dataset"]) > 8
+
+
+def unit_times(cwd: Path) -> dict[Path, int]:
+    """Return when each committed unit was written."""
+    return {path: path.stat().st_mtime_ns for path in (cwd / RUN).glob("iteration-*/**/units/*.parquet")}
+
+
+def units_of_e_step(cwd: Path, iteration: int = 1) -> int:
+    return len(list((cwd / RUN / f"iteration-{iteration:02d}" / "samples" / "units").glob("[0-9]*.parquet")))
+
+
+def stages_done(cwd: Path) -> list[str]:
+    return [line.get("stage", "reset") for line in read_lines(cwd / RUN / "ledger.jsonl")]
+
+
+def runs_stage(cwd: Path, name: str) -> bool:
+    return any(f"_stage {name} " in command for command in processes_in(cwd).values())
+
+
+def assert_nothing_is_alive(cwd: Path) -> None:
+    deadline = time.monotonic() + GONE_SECONDS
+    while processes_in(cwd) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_in(cwd) == {}
+
+
+def assert_finished(cwd: Path) -> None:
+    assert read_json(cwd / RUN / "status.json")["state"] == "finished"
+    assert stages_done(cwd)[-1] == "iteration-01/evals/test/metrics"
+    assert processes_in(cwd) == {}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A run on one process, from its beginning to its end; nobody changes it."""
+    cwd = tmp_path_factory.mktemp("alone")
+    write_recipe(cwd, tiny_model_folder)
+    done = finish(launch("run", "tiny.yaml"), cwd)
+    assert done.returncode == 0, done.stderr
+    assert "tiny: finished" in done.stdout
+    assert_finished(cwd)
+    return cwd
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A folder with the recipe and no run."""
+    write_recipe(tmp_path, tiny_model_folder)
+    return tmp_path
+
+
+@pytest.fixture
+def copy(alone: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, elsewhere."""
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_one_process_runs_to_the_end_and_shows_what_it_measured(alone: Path) -> None:
+    base, first = show(alone / RUN)["iterations"]
+    assert (base["iteration"], first["iteration"]) == (0, 1)
+    for one in (base, first):
+        for interval in (one["pass_at"]["1"], one["pass_at"]["2"], one["majority_at"]["2"]):
+            assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+    assert base["gain"] is None
+    assert first["gain"]["low"] <= first["gain"]["value"] <= first["gain"]["high"]
+    assert first["num_sampled"] == 64
+    assert first["num_sampled"] > first["num_correct"] >= first["num_kept"] > 8
+    assert first["chosen_epoch"] == 2
+
+
+def test_a_finished_run_does_nothing_and_goes_on_with_more_iterations(copy: Path) -> None:
+    before, logs = stages_done(copy), sorted((copy / RUN / "logs").iterdir())
+    for options in ((), ("--set", "training.per_device_train_batch_size=4")):
+        again = finish(launch("run", "tiny.yaml", *options), copy)
+        assert again.returncode == 0, again.stderr
+        assert "runs/tiny: finished already, nothing to do" in again.stderr
+        assert stages_done(copy) == before
+        assert sorted((copy / RUN / "logs").iterdir()) == logs
+    times = unit_times(copy)
+    with started(launch("run", "tiny.yaml", "--set", "num_iterations=2"), copy) as process:
+        wait_until(lambda: units_of_e_step(copy, 2), process)
+        (copy / RUN / "stop").touch()
+        assert process.wait(60) == EXIT_INTERRUPTED
+    assert stages_done(copy)[: len(before)] == before
+    assert times.items() <= unit_times(copy).items()
+
+
+def test_a_changed_setting_is_refused_and_done_again_only_when_asked_for(copy: Path) -> None:
+    before = stages_done(copy)
+    hotter = ("--set", "sampling.temperature=0.5")
+    refused = finish(launch("run", "tiny.yaml", *hotter), copy)
+    assert refused.returncode == 1
+    assert "iteration-01/samples was finished with other settings:\n  sampling.temperature: 1.0 -> 0.5" in (
+        refused.stderr
+    )
+    assert "--from-stage iteration-01/samples" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert read_json(copy / RUN / "status.json")["state"] == "failed"
+    assert stages_done(copy) == before
+    times = unit_times(copy)
+    with started(
+        launch("run", "tiny.yaml", *hotter, "--from-stage", "iteration-01/samples"), copy
+    ) as process:
+        wait_until(lambda: 0 < units_of_e_step(copy) < NUM_UNITS, process)
+        (copy / RUN / "stop").touch()
+        assert process.wait(60) == EXIT_INTERRUPTED
+    kept = {path: time for path, time in times.items() if "iteration-00" in str(path)}
+    assert kept.items() <= unit_times(copy).items()
+    assert not (copy / RUN / "iteration-01" / "policy").exists()
+    # Half drawn at one temperature and half at another must not be.
+    refused = finish(launch("run", "tiny.yaml"), copy)
+    assert "iteration-01/samples was begun with other settings:\n  sampling.temperature: 0.5 -> 1.0" in (
+        refused.stderr
+    )
+
+
+def test_another_reward_judges_the_same_solutions_again(copy: Path, alone: Path) -> None:
+    reward = (copy / "reward.py").read_text()
+    (copy / "reward.py").write_text(reward.replace("== 0", "== 0 or solution.index == 3"))
+    refused = finish(launch("run", "tiny.yaml"), copy)
+    assert refused.returncode == 1
+    assert "reward.source: " in refused.stderr
+    assert "--from-stage '*/verdicts'" in refused.stderr
+    times = unit_times(copy)
+    with started(launch("run", "tiny.yaml", "--from-stage", "*/verdicts"), copy) as process:
+        wait_until(lambda: runs_stage(copy, "train"), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == EXIT_INTERRUPTED
+    drawn_before_training = {path: time for path, time in times.items() if path.exists()}
+    assert len(drawn_before_training) > NUM_UNITS
+    assert drawn_before_training.items() <= unit_times(copy).items()
+    found, expected = drawn(copy), drawn(alone)
+    rows = [row for name, rows in found.items() if name.startswith("iteration-01/samples") for row in rows]
+    verdicts = [row for row in rows if isinstance(row, GradedSolution)]
+    assert all(
+        (one.verdict is Verdict.CORRECT) == (len(one.solution.text) % 2 == 0 or one.solution.index == 3)
+        for one in verdicts
+    )
+    assert len(found["dataset"]) > len(expected["dataset"])
+
+
+@pytest.fixture(scope="module")
+def on_machines(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A run on two machines, both this host, one rank each."""
+    cwd = tmp_path_factory.mktemp("machines")
+    write_recipe(cwd, tiny_model_folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = ("--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1")
+    with ExitStack() as stack:
+        launchers = [
+            stack.enter_context(
+                started(
+                    launch(
+                        "run",
+                        "tiny.yaml",
+                        config="cpu_2.yaml",
+                        options=(*where, "--main_process_port", port, "--machine_rank", rank),
+                    ),
+                    cwd,
+                )
+            )
+            for rank in "01"
+        ]
+        for launcher in launchers:
+            said, _ = launcher.communicate(timeout=600)
+            assert launcher.returncode == 0, said
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def on_zero3(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A run on two DeepSpeed ZeRO-3 ranks."""
+    cwd = tmp_path_factory.mktemp("zero3")
+    write_recipe(cwd, tiny_model_folder)
+    done = finish(launch("run", "tiny.yaml", config="zero3_cpu.yaml"), cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd
+
+
+@pytest.mark.parametrize("launched", ["on_machines", "on_zero3"])
+def test_ranks_draw_judge_and_keep_what_one_process_does(
+    launched: str, alone: Path, request: pytest.FixtureRequest
+) -> None:
+    cwd: Path = request.getfixturevalue(launched)
+    assert_all_is_drawn_once(cwd, alone)
+    assert_finished(cwd)
+    assert list((cwd / RUN / "iteration-01" / "policy").glob("*.safetensors"))
+    assert len(list((cwd / RUN / "logs").glob("*train-rank*.log"))) == 2
+
+
+def supervisor_of_rank(cwd: Path, rank: int) -> int:
+    """Return the process that `accelerate launch` started for a rank."""
+    (found,) = [
+        number
+        for number, command in processes_in(cwd).items()
+        if "-m rest_em run" in command
+        and "accelerate" not in command
+        and f"\0LOCAL_RANK={rank}\0" in f"\0{Path(f'/proc/{number}/environ').read_text()}\0"
+    ]
+    return found
+
+
+def processes_of_stage(cwd: Path) -> list[int]:
+    return sorted(number for number, command in processes_in(cwd).items() if "rest_em _stage" in command)
+
+
+def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, alone: Path) -> None:
+    chance = random.Random(2)
+    command = launch("run", "tiny.yaml", config="cpu_2.yaml")
+    with started(command, fresh) as launcher:
+        at = chance.randrange(2, 8)
+        wait_until(lambda: units_of_e_step(fresh) >= at, launcher)
+        launcher.kill()
+        assert_nothing_is_alive(fresh)
+    times = unit_times(fresh)
+    with started(command, fresh) as launcher:
+        wait_until(lambda: runs_stage(fresh, "train"), launcher)
+        time.sleep(4 * chance.random())
+        os.kill(supervisor_of_rank(fresh, chance.randrange(2)), signal.SIGKILL)
+        launcher.wait(GONE_SECONDS)
+        assert_nothing_is_alive(fresh)
+    assert read_json(fresh / RUN / "status.json")["state"] in ("interrupted", "running")
+    assert_all_is_drawn_once(fresh, alone)
+    with started(command, fresh) as launcher:
+        wait_until(lambda: "iteration-01/training" in stages_done(fresh), launcher)
+        wait_until(lambda: len(processes_of_stage(fresh)) == 2, launcher)
+        time.sleep(2 * chance.random())
+        os.kill(chance.choice(processes_of_stage(fresh)), signal.SIGKILL)
+        launcher.wait(60)
+        assert_nothing_is_alive(fresh)
+    status = read_json(fresh / RUN / "status.json")
+    assert status["state"] == "failed"
+    assert "stage sample failed on rank" in status["message"]
+    assert "killed by SIGKILL; out of memory?" in status["message"]
+    done = finish(command, fresh)
+    assert done.returncode == 0, done.stderr
+    assert_finished(fresh)
+    assert_all_is_drawn_once(fresh, alone)
+    assert times.items() <= unit_times(fresh).items()
+
+
+def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Path) -> None:
+    command = launch("run", "tiny.yaml")
+    with started(command, fresh) as process:
+        wait_until((fresh / RUN / "status.json").exists, process)
+        second = finish(command, fresh)
+        assert second.returncode == 1
+        assert f"process {process.pid} on {socket.gethostname()} is running here" in second.stderr
+        wait_until(lambda: units_of_e_step(fresh) > 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == EXIT_INTERRUPTED
+        assert_nothing_is_alive(fresh)
+    status, times = read_json(fresh / RUN / "status.json"), unit_times(fresh)
+    assert status["state"] == "interrupted"
+    assert status["message"] == "interrupted by SIGTERM; the same command goes on from here"
+    with started(command, fresh) as process:
+        wait_until(lambda: runs_stage(fresh, "train"), process)
+        (fresh / RUN / "stop").touch()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == EXIT_INTERRUPTED
+        assert "error: runs/tiny/stop: asked to stop; the same command goes on from here" in said
+        assert_nothing_is_alive(fresh)
+    assert not (fresh / RUN / "stop").exists()
+    assert read_json(fresh / RUN / "status.json")["state"] == "interrupted"
+    assert_all_is_drawn_once(fresh, alone)
+    assert times.items() <= unit_times(fresh).items()
+
+
+def failed(cwd: Path, *options: str) -> str:
+    """Return how a run says that it failed, after it has."""
+    done = finish(launch("run", "tiny.yaml", *options), cwd)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" not in done.stderr.replace("  | Traceback", "")
+    status = read_json(cwd / RUN / "status.json")
+    assert status["state"] == "failed"
+    message: str = status["message"]
+    assert done.stderr.endswith(f"error: {message}\n")
+    assert processes_in(cwd) == {}
+    return message
+
+
+def test_a_reward_that_hangs_stops_the_run_with_reasons(fresh: Path) -> None:
+    (fresh / "reward.py").write_text(HANGING_REWARD)
+    message = failed(fresh, "--set", "reward.timeout_seconds=0.3")
+    first, *reasons = message.splitlines()
+    assert "solutions could not be judged" in first
+    assert "allowed are 5.0%" in first
+    assert "raise reward.max_unscorable" in first
+    assert "even_length took longer than 0.3 s (reward.timeout_seconds) and was killed" in reasons[0]
+    assert "validation-" in reasons[0]
+
+
+def test_nothing_correct_stops_the_run_and_says_what_to_try(fresh: Path) -> None:
+    (fresh / "reward.py").write_text("def even_length(problem, solution):\n    return False\n")
+    message = failed(fresh)
+    assert "64" in message
+    assert "sampling.num_samples" in message
+    assert not (fresh / RUN / "iteration-01" / "dataset.parquet").exists()
+
+
+def test_a_stage_that_fails_is_told_with_the_end_of_its_log(fresh: Path, tiny_model_folder: Path) -> None:
+    shutil.copytree(tiny_model_folder, fresh / "broken")
+    (fresh / "broken" / "model.safetensors").write_bytes(b"no weights")
+    message = failed(fresh, "--set", "model.name_or_path=./broken")
+    assert "-rank0.log: stage sample failed on rank 0 (exit code 1); the end of its log:\n  | " in message
+    assert "safetensor" in message.lower()
