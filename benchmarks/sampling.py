@@ -7,7 +7,8 @@ belongs to a solution: what `generate` computes for rows that have ended does no
 
     python benchmarks/sampling.py models/SmolLM2-135M-Instruct [--rounds 3] [--json FILE]
 
-Other processes spoil the figures; their share of the processor is printed with them.
+Other processes spoil the figures; the cores that they took are printed. On a machine that is shared,
+`OMP_WAIT_POLICY=PASSIVE` and `--processor-time` give ratios that still mean something.
 """
 
 from __future__ import annotations
@@ -163,30 +164,39 @@ class Generate:
         new = out[:, batch["input_ids"].shape[1] :].cpu()
         if not case.ends_at_newline:
             return new.numel()
-        ended = torch.isin(new, self._ends).int().cumsum(dim=1)
-        return int((ended == 0).sum() + ((ended == 1) & torch.isin(new, self._ends)).sum())
+        return self.count(new)
+
+    def count(self, new: torch.Tensor) -> int:
+        """Return how many tokens come up to the first end of each row, the end itself included."""
+        ends = torch.isin(new, self._ends)
+        return int((ends.cumsum(dim=1) - ends.int() == 0).sum())
 
 
 def measure(
-    case: Case, engines: dict[str, Callable[[Case, int, int], int]], num_rounds: int
+    case: Case,
+    engines: dict[str, Callable[[Case, int, int], int]],
+    num_rounds: int,
+    clock: Callable[[], float],
 ) -> dict[str, Rate]:
     """Return the rate of each engine at its best batch size."""
     first: dict[tuple[str, int], float] = {}
     for size in case.batch_sizes:
         for name, engine in engines.items():
-            first[name, size] = _rate(case, engine, size, seed=0)
+            first[name, size] = _rate(case, engine, size, seed=0, clock=clock)
     best = {name: max(case.batch_sizes, key=lambda size: first[name, size]) for name in engines}
     rounds = {name: [first[name, best[name]]] for name in engines}
     for number in range(1, num_rounds):
         for name, engine in engines.items():
-            rounds[name].append(_rate(case, engine, best[name], seed=number))
+            rounds[name].append(_rate(case, engine, best[name], seed=number, clock=clock))
     return {name: Rate(best[name], statistics.median(rates), tuple(rates)) for name, rates in rounds.items()}
 
 
-def _rate(case: Case, engine: Callable[[Case, int, int], int], size: int, seed: int) -> float:
-    start = time.perf_counter()
+def _rate(
+    case: Case, engine: Callable[[Case, int, int], int], size: int, *, seed: int, clock: Callable[[], float]
+) -> float:
+    start = clock()
     num_tokens = engine(case, size, seed)
-    rate = num_tokens / (time.perf_counter() - start)
+    rate = num_tokens / (clock() - start)
     print(f"  {case.name}: {size} rows: {rate:.0f} tokens/s", file=sys.stderr)
     return rate
 
@@ -221,9 +231,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, help="torch's threads; default is torch's own choice")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="per second of this process's processor time, not of the wall",
+    )
     parser.add_argument("--case", type=int, action="append", help="only this case, from 0; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(arguments)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    if options.threads:
+        torch.set_num_threads(options.threads)
     policy = load_policy(options.model, dtype=options.dtype)
     generate = Generate(policy)
 
@@ -233,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started, busy_before = time.time(), _processor_seconds()
     results = []
     for case in [cases()[number] for number in options.case or range(len(cases()))]:
-        rates = measure(case, {"generate": generate, "sampler": sampler}, options.rounds)
+        rates = measure(case, {"generate": generate, "sampler": sampler}, options.rounds, clock)
         results.append(
             {
                 "case": case.name,

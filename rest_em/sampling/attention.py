@@ -180,8 +180,9 @@ class RowAttention:
         self._max_rows = max_rows
         self._buffers: dict[int, KeysValues] = {}
         self._capacity = 0
-        self._places = torch.empty(0, dtype=torch.int64)
         self._hidden = torch.empty(0, dtype=torch.bool)
+        self._written_places: dict[int, torch.Tensor] = {}
+        """By number of groups: where each row's and group's new token goes, among all places of a buffer."""
 
     def start(self, prompts: PromptAttention, problems: Sequence[int], lengths: Sequence[int]) -> None:
         """Append rows that begin with the keys and values of these problems of `prompts`."""
@@ -209,7 +210,12 @@ class RowAttention:
         self._reserve(max(self.lengths) + 1, like=self._buffers)
         places = torch.tensor(self.lengths)
         self._hidden = (torch.arange(self._capacity) > places[:, None])[:, None, None, :].to(device)
-        self._places = places.to(device)
+        self._written_places = {}
+        for keys, _ in self._buffers.values():
+            num_groups = keys.shape[1]
+            if num_groups not in self._written_places:
+                starts = torch.arange(len(places) * num_groups).view(-1, num_groups) * self._capacity
+                self._written_places[num_groups] = (starts + places[:, None]).flatten().to(device)
         self.lengths = [length + 1 for length in self.lengths]
 
     def attend(self, layer: int, query: torch.Tensor, new: KeysValues, scaling: float | None) -> torch.Tensor:
@@ -238,11 +244,9 @@ class RowAttention:
 
     def _written(self, buffer: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Write a token a row and return the rows in use as (R G, C, D)."""
-        num_rows, num_groups, capacity, size = len(self.lengths), *buffer.shape[1:]
-        rows = torch.arange(num_rows * num_groups, device=buffer.device) * capacity
-        index = rows.view(num_rows, num_groups) + self._places[:, None]
-        buffer.view(-1, size).index_copy_(0, index.flatten(), new.reshape(-1, size))
-        return buffer[:num_rows].flatten(0, 1)
+        _, num_groups, _, size = buffer.shape
+        buffer.view(-1, size).index_copy_(0, self._written_places[num_groups], new.reshape(-1, size))
+        return buffer[: len(new)].flatten(0, 1)
 
     def _reserve(self, length: int, like: dict[int, KeysValues]) -> None:
         """Make room for `length` own tokens a row."""

@@ -84,7 +84,8 @@ class _UnitDecoder:
         self._stops = Stops(policy.tokenizer, policy.eos_token_ids, request.params.stop_strings)
         self._head_length = common_head([one.token_ids for one in encoded])
         self._head = self._prefill_head(encoded[0].token_ids[: self._head_length])
-        self._attention = RowAttention(self._head, request.max_rows)
+        self._max_rows = min(request.max_rows, sum(len(one.indices) for one in encoded))
+        self._attention = RowAttention(self._head, self._max_rows)
         self._rows: list[_Row] = []
         self._groups = _groups(encoded, self._head_length)
         self._prefilled: _Prefilled | None = None
@@ -94,7 +95,7 @@ class _UnitDecoder:
     def run(self) -> Iterator[Solution]:
         """Yield the solutions as they end."""
         while True:
-            while len(self._rows) < self._request.max_rows and self._has_waiting():
+            while len(self._rows) < self._max_rows and self._has_waiting():
                 yield from self._start_rows()
             if not self._rows:
                 return
@@ -139,7 +140,7 @@ class _UnitDecoder:
     def _start_rows(self) -> Iterator[Solution]:
         """Give free rows to waiting solutions and draw the first token of each."""
         assert self._prefilled is not None
-        num_free = self._request.max_rows - len(self._rows)
+        num_free = self._max_rows - len(self._rows)
         started = [self._waiting.popleft() for _ in range(min(num_free, len(self._waiting)))]
         places = [place for place, _ in started]
         problems = [self._prefilled.problems[place] for place in places]

@@ -44,11 +44,11 @@ def test_each_token_gets_its_exact_share_of_the_unit_interval(settings):
 
 
 def test_a_nucleus_wider_than_the_sorted_candidates_is_exact():
-    logits = torch.randn(1, 3 * NUM_NUCLEUS_CANDIDATES, generator=torch.Generator().manual_seed(2)) * 0.1
+    logits = torch.randn(1, 2 * NUM_NUCLEUS_CANDIDATES, generator=torch.Generator().manual_seed(2)) * 0.1
     settings = params(top_p=0.9)
     exact = exact_probabilities(logits, settings)[0]
     assert (exact > 0).sum() > NUM_NUCLEUS_CANDIDATES
-    assert (drawn_probabilities(logits, settings, 50_000) - exact).abs().max() <= 1.01 / 50_000
+    assert (drawn_probabilities(logits, settings, 4_000) - exact).abs().max() <= 1.01 / 4_000
 
 
 def test_rows_with_a_narrow_and_a_wide_nucleus_do_not_disturb_each_other():

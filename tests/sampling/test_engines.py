@@ -30,6 +30,19 @@ STOCK = {
     "gptj": hf.GPTJConfig(**SMALL_GPT, rotary_dim=4),
     "bloom": hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
     "gemma2": hf.Gemma2Config(**GATED, head_dim=8, sliding_window=200),
+    "qwen3_next": hf.Qwen3NextConfig(
+        **GATED,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    ),
     "mamba": hf.MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3),
 }
 
@@ -110,6 +123,7 @@ def test_models_that_the_fast_engine_cannot_serve_are_decoded_like_generate(poli
 def test_the_reason_names_what_a_model_does(policies):
     assert "softcap" in unsupported_reason(policies("gemma2").model)
     assert "state" in unsupported_reason(policies("mamba").model)
+    assert "state" in unsupported_reason(policies("qwen3_next").model)
     assert "cannot be set" in unsupported_reason(policies("gptj").model)
 
 
