@@ -64,7 +64,7 @@ def main() -> None:
 def _message(error: BaseException) -> str | None:
     """Return what a user is told of an error; None for a bug of ours, which keeps its traceback."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{error}; make room, and the same command goes on from here"
+        return f"{error}; make room on the disk of the run's folder, and the same command goes on from here"
     return str(error) if isinstance(error, RestEMError) else None
 
 
@@ -138,6 +138,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         ledger = Ledger(folder)
         for pattern in from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(pattern)) or pattern}")
+            progress.say("after an interruption leave --from-stage out")
         problems = _check(recipe)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         graders = stack.enter_context(Graders(recipe.reward, folder / "logs" / "graders.log"))

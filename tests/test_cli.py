@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -163,6 +164,13 @@ def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) ->
     assert said.code == 1
     assert said.err.startswith("error: runs/tiny/.lock: cannot be written")
     assert said.err.count("\n") == 1
+
+
+def test_a_full_disk_is_no_bug_of_ours_and_other_errors_of_the_system_are() -> None:
+    message = cli._message(OSError(errno.ENOSPC, "No space left on device"))
+    assert message is not None
+    assert "make room on the disk of the run's folder, and the same command goes on" in message
+    assert cli._message(OSError(errno.EIO, "Input/output error")) is None
 
 
 def test_a_run_is_found_by_its_name_and_shown_while_it_has_nothing(call: Call) -> None:
