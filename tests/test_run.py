@@ -33,8 +33,8 @@ RUN = Path("runs") / "tiny"
 NUM_UNITS = 16
 """Of the first E-step: 16 problems, 4 samples each, 4 solutions a unit."""
 EXIT_INTERRUPTED = 75
-GONE_SECONDS = 2.0
-"""How long anything of a run may live after a part of it was killed."""
+GONE_SECONDS = 6.0
+"""How long anything of a run may live after a part of it was killed: 2 s, and the tests' machine is busy."""
 
 HANGING_REWARD = """
 import time
@@ -288,7 +288,6 @@ def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, a
         wait_until(lambda: runs_stage(fresh, "train"), launcher)
         time.sleep(4 * chance.random())
         os.kill(supervisor_of_rank(fresh, chance.randrange(2)), signal.SIGKILL)
-        launcher.wait(GONE_SECONDS)
         assert_nothing_is_alive(fresh)
     assert read_json(fresh / RUN / "status.json")["state"] in ("interrupted", "running")
     assert_all_is_drawn_once(fresh, alone)
@@ -297,7 +296,6 @@ def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, a
         wait_until(lambda: len(processes_of_stage(fresh)) == 2, launcher)
         time.sleep(2 * chance.random())
         os.kill(chance.choice(processes_of_stage(fresh)), signal.SIGKILL)
-        launcher.wait(60)
         assert_nothing_is_alive(fresh)
     status = read_json(fresh / RUN / "status.json")
     assert status["state"] == "failed"

@@ -95,9 +95,11 @@ def started(command: list[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
         for number in processes_in(cwd):
             os.kill(number, signal.SIGKILL)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], timeout: float = 300) -> None:
