@@ -108,7 +108,8 @@ def run(
     ranks = Ranks.from_environment(os.environ)
     with interruptible():
         if not ranks.is_leader:
-            follow(ranks)
+            with suppress(RunInterruptedError):  # rank 0 tells it
+                follow(ranks)
             return
         _lead(ranks, recipe, overrides or [], from_stage or [], is_dry=dry_run)
 
