@@ -64,6 +64,22 @@ class Progress:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
+class _Pace:
+    """How fast a stage goes once it goes: starting processes and loading a model are not counted."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def rate(self, done: int) -> float | None:
+        """Return units a second since the first were done; None while that cannot be said."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done) if done else None
+            return None
+        then, before = self._first
+        return (done - before) / (now - then) if done > before and now > then else None
+
+
 class _BarStage:
     def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
         self._bar = Bar(
@@ -77,13 +93,14 @@ class _BarStage:
             TextColumn("{task.fields[note]}", markup=False),
             console=console,
         )
-        self._started = time.monotonic()
+        self._pace = _Pace()
         self._bar.start()
         self._task = self._bar.add_task(title, total=total or None, unit=unit, rate="", note="")
 
     def advance_to(self, done: int, note: str, total: int | None) -> None:
-        rate = f"{done / max(time.monotonic() - self._started, 1e-9):.1f}/s" if done else ""
-        self._bar.update(self._task, completed=done, total=total, rate=rate, note=note)
+        rate = self._pace.rate(done)
+        shown = f"{rate:.1f}/s" if rate else ""
+        self._bar.update(self._task, completed=done, total=total, rate=shown, note=note)
 
     def finish(self) -> None:
         task = self._bar.tasks[0]
@@ -97,6 +114,7 @@ class _PlainStage:
     def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
         self._console, self._title, self._total, self._unit = console, title, total, unit
         self._started = self._printed = time.monotonic()
+        self._pace = _Pace()
         self._done = 0
         self._print(f"{title}: started" + (f", {total} {unit}" if total else ""))
 
@@ -105,16 +123,17 @@ class _PlainStage:
 
     def advance_to(self, done: int, note: str, total: int | None) -> None:
         self._total = total or self._total
-        now = time.monotonic()
+        now, rate = time.monotonic(), self._pace.rate(done)
         if done == self._done or now - self._printed < PLAIN_SECONDS:
             return
         self._done, self._printed = done, now
-        rate = done / (now - self._started)
-        left = f", {(self._total - done) / rate:.0f} s left" if self._total else ""
         of = f"/{self._total}" if self._total else ""
-        self._print(
-            f"{self._title}: {done}{of} {self._unit}, {rate:.1f}/s{left}" + (f", {note}" if note else "")
-        )
+        shown = [f"{done}{of} {self._unit}"]
+        if rate:
+            shown.append(f"{rate:.1f}/s")
+        if rate and self._total:
+            shown.append(f"{(self._total - done) / rate:.0f} s left")
+        self._print(f"{self._title}: " + ", ".join(shown + ([note] if note else [])))
 
     def finish(self) -> None:
         self._print(f"{self._title}: done in {time.monotonic() - self._started:.0f} s")

@@ -24,18 +24,18 @@ def show(console: Console) -> None:
     progress.say("finished [already]")
 
 
-def test_plain_lines_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_where_the_output_is_no_terminal_and_no_rate_before_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
     output = io.StringIO()
     show(Console(file=output, width=20))
     lines = [re.sub(r"[\d.]+/s, \d+ s", "R/s, L s", line) for line in output.getvalue().splitlines()]
     assert lines == [
         "E-step 1: started, 40 solutions",
-        "E-step 1: 10/40 solutions, R/s, L s left",
+        "E-step 1: 10/40 solutions",
         "E-step 1: 30/40 solutions, R/s, L s left, 3 with the graders",
         "E-step 1: done in 0 s",
         "iteration-01: train: started",
-        "iteration-01: train: 3/12 steps, R/s, L s left, loss 0.500",
+        "iteration-01: train: 3/12 steps, loss 0.500",
         "iteration-01: train: done in 0 s",
         "finished [already]",
     ]
