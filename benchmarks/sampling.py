@@ -78,12 +78,12 @@ class Rate:
 def cases() -> list[Case]:
     """Return the cases: fixed length, early endings, early endings behind a long few-shot head."""
     few = "".join(f"{shot}\n" for shot in SHOTS[:2])
-    many = "Work out the value of each expression.\n\n" + "".join(f"{shot}\n" for shot in SHOTS * 5)
+    many = "Work out the value of each expression.\n\n" + "".join(f"{shot}\n" for shot in SHOTS * 2)
     sizes = (32, 64, 128)
     return [
         Case("1 prompt, 48 tokens each", (f"{few}{QUESTIONS[1]} =",), 0, False, sizes, 3.0),
         Case("16 x 8, to the newline", tuple(f"{few}{one} =" for one in QUESTIONS), 8, True, sizes, 4.0),
-        Case("the same, 30 shots", tuple(f"{many}{one} =" for one in QUESTIONS), 8, True, sizes, 4.0),
+        Case("the same, 12 shots", tuple(f"{many}{one} =" for one in QUESTIONS), 8, True, sizes[:2], 4.0),
     ]
 
 
