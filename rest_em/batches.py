@@ -45,7 +45,12 @@ def divide_global_batch(
 ) -> tuple[int, int]:
     """Return the examples a forward pass and rank, and the number of such passes an optimiser step.
 
+    A rank's whole share is the most: a larger `per_device_train_batch_size` comes down to it, so that a
+    recipe for one rank runs on more.
+
     >>> divide_global_batch(16, 2, None)
+    (8, 1)
+    >>> divide_global_batch(16, 2, 16)
     (8, 1)
     >>> divide_global_batch(20, 1, None)
     (5, 4)
@@ -63,8 +68,8 @@ def divide_global_batch(
     divisors = [size for size in range(1, share + 1) if share % size == 0]
     if per_device_train_batch_size is None:
         per_device = max(size for size in divisors if size <= MAX_PER_DEVICE)
-    elif per_device_train_batch_size in divisors:
-        per_device = per_device_train_batch_size
+    elif min(per_device_train_batch_size, share) in divisors:
+        per_device = min(per_device_train_batch_size, share)
     else:
         nearest = sorted(divisors, key=lambda size: abs(size - per_device_train_batch_size))[:2]
         wanted = " or ".join(map(str, sorted(nearest)))

@@ -21,6 +21,8 @@ LENGTHS = [5, 9, 3, 12, 7, 3, 8, 20, 4, 6, 11]
         (14, 1, None, (7, 2)),
         (11, 1, None, (1, 11)),
         (12, 3, 2, (2, 2)),
+        (16, 2, 16, (8, 1)),
+        (12, 3, 6, (4, 1)),
     ],
 )
 def test_accumulation_follows_from_the_global_batch(

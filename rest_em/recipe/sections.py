@@ -269,7 +269,7 @@ class TrainingSection(_Section):
     global_batch_size: AtLeastOne = 16
     """Examples an optimiser step, over all ranks; accumulation is derived from it."""
     per_device_train_batch_size: AtLeastOne | None = None
-    """Examples a forward pass and rank; None is the largest divisor of the rank's share that is at most 8."""
+    """Examples a forward pass and rank, at most the rank's share; None is its largest divisor up to 8."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """The peak of the schedule."""
     bf16: bool | Literal["auto"] = "auto"
