@@ -137,6 +137,24 @@ def test_a_file_without_a_row_is_refused(name: str, content: str) -> None:
     assert told(lambda: load(write(name, content))) == f"{name}: there is no row; one a problem is wanted"
 
 
+def test_nan_in_parquet_is_no_value() -> None:
+    row = {"question": "q", "answer": "a", "level": float("nan"), "all": [1.5, float("nan")]}
+    pq.write_table(pa.Table.from_pylist([row]), "a.parquet")
+    (problem,) = load(str(Path.cwd() / "a.parquet"))
+    assert (problem.metadata["level"], problem.metadata["all"]) == (None, [1.5, None])
+
+
+def test_an_infinite_number_is_told_with_its_row() -> None:
+    rows = [{"question": "q", "answer": "a", "level": level} for level in (1.0, float("-inf"))]
+    pq.write_table(pa.Table.from_pylist(rows), "a.parquet")
+    assert told(lambda: load(str(Path.cwd() / "a.parquet"))) == (
+        "a.parquet, row 2: column 'level' holds -inf, or a number too large; finite is wanted"
+    )
+    assert told(lambda: load(write("a.jsonl", '{"question": "q", "answer": "a", "all": [1e999]}\n'))) == (
+        "a.jsonl:1: column 'all' holds inf, or a number too large; finite is wanted"
+    )
+
+
 def test_a_parquet_file_without_a_row_is_refused() -> None:
     pq.write_table(pa.table({"question": pa.array([], pa.string())}), "a.parquet")
     message = told(lambda: load(str(Path.cwd() / "a.parquet")))

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,15 +235,21 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
         told = " ".join(f"{error}{cause}".split())
         raise ProblemError(f"{place}: this data set cannot be read: {told}") from error
     return [
-        Row(f"{place}, row {number}", {name: _json_value(value, name, place) for name, value in row.items()})
-        for number, row in enumerate(rows, start=1)
+        Row(where, {name: _json_value(value, name, where) for name, value in row.items()})
+        for where, row in ((f"{place}, row {number}", row) for number, row in enumerate(rows, start=1))
     ]
 
 
 def _json_value(value: Any, column: str, place: str) -> Any:
-    """Return the value as JSON has it: dates as ISO 8601 text, decimals as text."""
+    """Return the value as JSON has it: dates as ISO 8601 text, decimals as text, NaN (no value) as null."""
     if isinstance(value, str) and _SURROGATE.search(value):
         raise ProblemError(f"{place}: column {column!r} holds half a surrogate pair, which is no text")
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise ProblemError(
+            f"{place}: column {column!r} holds {value}, or a number too large; finite is wanted"
+        )
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, datetime.date | datetime.time):
