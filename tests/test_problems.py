@@ -381,6 +381,11 @@ def test_variants_are_named_by_their_number_of_examples() -> None:
     assert tuned_variant(prompt).name == "0-shot"
 
 
+def test_a_made_up_name_gives_way_to_one_that_the_recipe_gives() -> None:
+    prompt = shots(base=(PromptVariant(), PromptVariant(name="2-shot", num_examples=1)))
+    assert [variant.name for variant in base_variants(prompt)] == ["2-shot (2)", "2-shot"]
+
+
 def test_the_base_prompt_is_the_sections_where_no_candidate_is_named() -> None:
     (variant,) = base_variants(shots(name="plain"))
     assert (variant.name, variant.num_examples) == ("plain", 2)

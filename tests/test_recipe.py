@@ -371,6 +371,19 @@ def test_two_candidates_do_not_share_a_name(load: Load) -> None:
     assert line.endswith(": prompt.base[1].name is 'a', as prompt.base[0].name is already")
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", ".x", "epoch-1", "Epoch-12", "a[1]", "x" * 101, "a\\n"])
+def test_a_prompts_name_is_the_name_of_a_folder_that_no_checkpoint_has(load: Load, name: str) -> None:
+    (line,) = lines_of(lambda: load("", f'prompt.base=[{{name: "{name}"}}]'))
+    assert ": prompt.base[0].name is " in line
+    assert "letters, digits, spaces, dots, dashes, underscores and parentheses are wanted" in line
+
+
+def test_a_prompts_name_may_have_spaces_and_parentheses(load: Load) -> None:
+    names = ("2-shot chat (2)", "epoch-like", "a.b_c")
+    recipe = load("", "prompt.base=[" + ", ".join(f"{{name: {name}}}" for name in names) + "]")
+    assert tuple(variant.name for variant in recipe.prompt.base) == names
+
+
 def test_a_template_that_does_not_parse_is_told_with_its_line(load: Load) -> None:
     text = MINIMAL.replace('template: "{{ question }}"', "template: |\n    Q\n    {{ question }")
     (line,) = lines_of(lambda: load(text=text))

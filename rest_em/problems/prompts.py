@@ -108,14 +108,20 @@ def resolve_variant(prompt: PromptSection, variant: PromptVariant) -> PromptVari
 
 
 def base_variants(prompt: PromptSection) -> tuple[PromptVariant, ...]:
-    """Return the candidates for the base model, at least one, under names of their own."""
+    """Return the candidates for the base model, at least one, under names of their own.
+
+    A name that the recipe gives stays; one that is made up is numbered where it would be another's.
+    """
     resolved: list[PromptVariant] = []
+    taken = {written.name for written in prompt.base}
     for written in prompt.base or (PromptVariant(),):
         variant = resolve_variant(prompt, written)
-        taken = {one.name for one in resolved}
-        numbered = (f"{variant.name} ({number})" for number in itertools.count(2))
-        name = next(name for name in itertools.chain([variant.name], numbered) if name not in taken)
-        resolved.append(variant.model_copy(update={"name": name}))
+        if written.name is None:
+            numbered = (f"{variant.name} ({number})" for number in itertools.count(2))
+            name = next(name for name in itertools.chain([variant.name], numbered) if name not in taken)
+            variant = variant.model_copy(update={"name": name})
+        taken.add(variant.name)
+        resolved.append(variant)
     return tuple(resolved)
 
 

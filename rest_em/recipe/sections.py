@@ -25,6 +25,9 @@ Contradiction = tuple[tuple[str | int, ...], str]
 LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """A path of problems that ends in one of these is a file; any other is a data set of the hub or a folder."""
 
+_PROMPT_NAME = re.compile(r"(?!epoch-[0-9]+$)[A-Za-z0-9_(-][A-Za-z0-9 ._()-]{0,99}", re.IGNORECASE)
+"""Names a folder beside those of the checkpoints, `epoch-1` and on."""
+
 
 def _refuse(contradictions: list[Contradiction]) -> None:
     """Tell pydantic of keys that cannot be used together; `loading` gives each its line."""
@@ -116,7 +119,7 @@ class PromptVariant(_Section):
     """What may differ between the base's, the tuned policy's and the training prompt; None inherits."""
 
     name: NonEmpty | None = None
-    """How reports call it; None is made of the number of examples, as in `2-shot`."""
+    """How reports and the run's folder call it; None is made of the number of examples, as in `2-shot`."""
     template: NonEmpty | None = None
     """A Jinja template over the problem's columns."""
     examples: NonEmpty | None = None
@@ -130,6 +133,11 @@ class PromptVariant(_Section):
 
     @model_validator(mode="after")
     def _parses(self) -> Self:
+        if self.name is not None and not _PROMPT_NAME.fullmatch(self.name):
+            text = f"is {self.name!r}; letters, digits, spaces, dots, dashes, underscores and parentheses are"
+            _refuse(
+                [(("name",), f"{text} wanted, at most 100, no dot first and not epoch-N as a checkpoint")]
+            )
         if self.template is not None:
             _refuse_unreadable(self.template)
         return self
