@@ -137,10 +137,10 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.callback(lock.release)
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
-        for pattern in from_stages:
-            progress.say(f"done again: {', '.join(ledger.reset(pattern)) or pattern}")
-            progress.say("after an interruption leave --from-stage out")
         problems = _check(recipe)
+        if from_stages:
+            progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
+            progress.say("after an interruption leave --from-stage out")
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         graders = stack.enter_context(Graders(recipe.reward, folder / "logs" / "graders.log"))
         supervisor = stack.enter_context(Supervisor(ranks, folder))

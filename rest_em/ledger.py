@@ -97,28 +97,38 @@ class Ledger:
         record = self._records.get(stage)
         return None if record is None else float(record["seconds"])
 
-    def reset(self, pattern: str) -> list[str]:
+    def meant_by(self, *patterns: str) -> list[str]:
+        """Return the finished stages that `reset` would forget, oldest first.
+
+        Args:
+            patterns: each a stage's name, the folder of several (`iteration-01`), or a pattern (`*/evals/*`).
+
+        Raises:
+            RunFolderError: nothing in the run folder matches one of them.
+        """
+        matches: set[str] = set()
+        for pattern in patterns:
+            found = {name for name in self._records if _matches(name, pattern)}
+            if not found and not self._unfinished(pattern):
+                known = ", ".join(self._records) or "none yet"
+                raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; finished are: {known}")
+            matches |= found
+        return [name for name in self._records if name in matches or self._comes_of(name, matches)]
+
+    def reset(self, *patterns: str) -> list[str]:
         """Forget stages and all that came of them, and remove their files.
 
         Args:
-            pattern: a stage's name, the folder of several (`iteration-01`), or a pattern (`*/evals/*`).
+            patterns: as for `meant_by`.
 
         Returns:
             The names of the stages forgotten, which may be none if only unfinished work matched.
 
         Raises:
-            RunFolderError: nothing in the run folder matches.
+            RunFolderError: nothing in the run folder matches one of them; nothing has been removed.
         """
-        matches = {name for name in self._records if _matches(name, pattern)}
-        unfinished = [
-            path
-            for path in self.folder.glob("iteration-*/**")
-            if path.is_dir() and _matches(path.relative_to(self.folder).as_posix(), pattern)
-        ]
-        if not matches and not unfinished:
-            known = ", ".join(self._records) or "none yet"
-            raise RunFolderError(f"{self.folder}: no stage matches {pattern!r}; finished are: {known}")
-        forgotten = [name for name in self._records if name in matches or self._comes_of(name, matches)]
+        forgotten = self.meant_by(*patterns)
+        unfinished = [path for pattern in patterns for path in self._unfinished(pattern)]
         append_line(self._path, {"reset": forgotten})
         for name in forgotten:
             del self._records[name]
@@ -126,6 +136,13 @@ class Ledger:
         for path in unfinished:
             _remove(path)
         return forgotten
+
+    def _unfinished(self, pattern: str) -> list[Path]:
+        return [
+            path
+            for path in self.folder.glob("iteration-*/**")
+            if path.is_dir() and _matches(path.relative_to(self.folder).as_posix(), pattern)
+        ]
 
     def begin(self, stage: Stage) -> None:
         """Make a folder for a stage that works in steps, and keep there only what is of this very stage.

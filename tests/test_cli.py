@@ -15,7 +15,7 @@ import tiny_run
 import yaml
 
 from rest_em import cli
-from rest_em.ledger import write_status
+from rest_em.ledger import Ledger, Stage, write_status
 
 VERBS = ("", "run", "check", "show", "recipes", "recipes list", "recipes copy")
 
@@ -149,6 +149,23 @@ def test_a_broken_reward_is_told_before_anything_is_drawn(call: Call) -> None:
     assert f"ZeroDivisionError: division by zero ({Path.cwd()}/reward.py:2)" in said.err
     assert json.loads(Path("runs/tiny/status.json").read_text())["state"] == "failed"
     assert not Path("runs/tiny/ledger.jsonl").exists()
+
+
+def finish_samples(folder: Path) -> Ledger:
+    """Return the ledger of a run whose base model has been sampled from."""
+    ledger = Ledger(folder)
+    ledger.append(Stage("iteration-00/evals/test/greedy/samples", {}), {}, seconds=1.0)
+    (folder / "iteration-00/evals/test/greedy/samples").mkdir(parents=True)
+    return ledger
+
+
+def test_nothing_is_forgotten_for_a_recipe_that_is_wrong(call: Call) -> None:
+    done = finish_samples(Path("runs/tiny")).records
+    Path("reward.py").write_text("def even_length(problem, solution):\n    return 1 / 0\n")
+    said = call("run", "tiny.yaml", "--from-stage", "*/evals/*")
+    assert (said.code, "ZeroDivisionError" in said.err) == (1, True)
+    assert Ledger(Path("runs/tiny")).records == done
+    assert Path("runs/tiny/iteration-00/evals/test/greedy/samples").exists()
 
 
 def test_a_dry_run_leaves_nothing_behind(call: Call) -> None:

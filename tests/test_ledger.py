@@ -169,6 +169,20 @@ def test_a_pattern_that_means_no_stage_is_refused_and_removes_nothing(tmp_path: 
     assert left_in(run) == [SAMPLES.name]
 
 
+def test_if_one_of_several_patterns_means_no_stage_nothing_is_removed(tmp_path: Path) -> None:
+    ledger = finish(tmp_path, *ALL)
+    with pytest.raises(RunFolderError, match="no stage matches 'iteration-09'"):
+        ledger.reset("iteration-01", "iteration-09")
+    assert len(left_in(tmp_path)) == len(Ledger(tmp_path).records) == len(ALL)
+    assert ledger.meant_by("iteration-01/policy", "*/evals/*") == [
+        BASE_EVAL.name,
+        POLICY.name,
+        METRICS.name,
+        NEXT.name,
+    ]
+    assert ledger.reset("iteration-01", "iteration-01/policy") == [stage.name for stage in ALL[1:]]
+
+
 def test_a_stage_that_was_begun_keeps_its_work(tmp_path: Path) -> None:
     Ledger(tmp_path).begin(SAMPLES)
     (tmp_path / SAMPLES.name / "file").touch()
