@@ -192,11 +192,6 @@ def _training_arguments(section: TrainingSection, output: Path, order_seed: str)
         report_to="none",
         disable_tqdm=True,
     )
-    if arguments.train_sampling_strategy not in ("group_by_length", "random"):
-        raise TrainingError(
-            f"training.train_sampling_strategy is {arguments.train_sampling_strategy!r}; set it to "
-            "group_by_length (the default) or random, the orders that do not depend on the number of ranks"
-        )
     arguments.bf16 = bf16
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process is one device: no DataParallel
     return arguments

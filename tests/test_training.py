@@ -448,11 +448,6 @@ def test_a_batch_that_the_ranks_cannot_share_stops_before_anything_is_loaded(tmp
         _train(tmp_path, tmp_path / "no-model", _examples(8))
 
 
-def test_an_order_that_depends_on_the_ranks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="set it to group_by_length"):
-        _train(tmp_path, tmp_path / "no-model", _examples(8), train_sampling_strategy="batch_rebalance")
-
-
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, tiny_model_folder: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"the loss is (nan|inf) at step \d of 6; lower training.learning_r"

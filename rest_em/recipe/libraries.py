@@ -26,6 +26,11 @@ from rest_em.recipe.wanted import alternatives, wanted
 
 _PLAIN = (bool, int, float, str, list, dict, tuple, Literal, types.NoneType)
 
+_ORDERS = ("group_by_length", "random")
+"""Of transformers' `train_sampling_strategy`, those that do not depend on the number of ranks."""
+_NEED_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+"""Of transformers' `lr_scheduler_type`, those that ask for an evaluation within the training."""
+
 
 def check_library_keys(recipe: Recipe) -> None:
     """Check `training` against transformers' TrainingArguments, and `lora` against peft's LoraConfig.
@@ -33,7 +38,7 @@ def check_library_keys(recipe: Recipe) -> None:
     Imports the installed ones, and with them torch, only where the recipe has such keys.
 
     Raises:
-        RecipeError: one line for each unknown key or value of a wrong type.
+        RecipeError: one line for each unknown key, value of a wrong type or setting that no M-step can use.
     """
     lines: list[str] = []
     if recipe.training.model_extra:
@@ -42,6 +47,7 @@ def check_library_keys(recipe: Recipe) -> None:
         theirs = _annotations(TrainingArguments, OWNED_TRAINING_KEYS)
         known = {**theirs, **dict.fromkeys(TrainingSection.model_fields, Any)}
         lines += _wrong_keys(recipe, "training", recipe.training.model_extra, known)
+        lines += _unusable_settings(recipe, recipe.training.model_extra)
     if recipe.lora:
         from peft import LoraConfig
 
@@ -70,6 +76,27 @@ def _wrong_keys(
                 TypeAdapter(want).validate_json(json.dumps(value), strict=True)
             except ValidationError:
                 yield f"{recipe.place(name)}: {name} is {shown(value)}; {wanted(want)} is wanted"
+
+
+def _unusable_settings(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Say what transformers takes, or refuses only once the M-step starts, and an M-step cannot use."""
+    order, schedule = values.get("train_sampling_strategy"), values.get("lr_scheduler_type")
+    warmup = values.get("warmup_steps")
+    unusable: dict[str, str] = {}
+    if isinstance(order, str) and order not in _ORDERS:
+        orders = " or ".join(_ORDERS)
+        unusable["train_sampling_strategy"] = (
+            f"{orders} is wanted, which do not depend on the number of ranks"
+        )
+    if schedule in _NEED_EVALUATION:
+        unusable["lr_scheduler_type"] = (
+            "it needs evaluations within the training, and policies are evaluated by sampling after it; give "
+            "a schedule that needs none, such as cosine"
+        )
+    if isinstance(warmup, int | float) and warmup < 0:
+        unusable["warmup_steps"] = "a number >= 0 is wanted"
+    for key, text in unusable.items():
+        yield f"{recipe.place(f'training.{key}')}: training.{key} is {shown(values[key])}; {text}"
 
 
 def _writable(annotation: Any) -> Any:
