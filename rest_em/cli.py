@@ -96,7 +96,10 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what would be done.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the recipe, say what is done and what --from-stage would forget."
+        ),
     ] = False,
 ) -> None:
     """Run a recipe to its end, or go on where it was interrupted.
@@ -107,14 +110,34 @@ def run(
     """
     ranks = Ranks.from_environment(os.environ)
     with interruptible():
+        if dry_run:  # nobody has anything to wait for
+            if ranks.is_leader:
+                _say_what_is_done(recipe, overrides or [], from_stage or [])
+            return
         if not ranks.is_leader:
             with suppress(RunInterruptedError):  # rank 0 tells it
                 follow(ranks)
             return
-        _lead(ranks, recipe, overrides or [], from_stage or [], is_dry=dry_run)
+        _lead(ranks, recipe, overrides or [], from_stage or [])
 
 
-def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, is_dry: bool) -> None:
+def _say_what_is_done(path: Path, overrides: list[str], from_stages: list[str]) -> None:
+    """Check the recipe and read the ledger; nothing is written."""
+    from rest_em.ledger import Ledger
+    from rest_em.recipe import load_recipe, run_name_of
+    from rest_em.report.progress import Progress
+
+    recipe = load_recipe(path, overrides)
+    _check(recipe)
+    folder, progress = Path("runs") / run_name_of(path, recipe), Progress()
+    ledger = Ledger(folder)
+    if from_stages:
+        forgotten = ledger.meant_by(*from_stages) or from_stages
+        progress.say(f"--from-stage would do again: {', '.join(forgotten)}")
+    progress.say(f"{folder}: {len(ledger.records)} stages are done; --dry-run goes no further")
+
+
+def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]) -> None:
     """Rank 0: build the parts of the run and call the loop."""
     from rest_em.algorithm import rest_em
     from rest_em.ledger import Ledger
@@ -128,10 +151,6 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     recipe = load_recipe(path, overrides)
     folder = Path("runs") / run_name_of(path, recipe)
     progress = Progress()
-    if is_dry:
-        _check(recipe)
-        progress.say(f"{folder}: {len(Ledger(folder).records)} stages are done; --dry-run goes no further")
-        return
     with ExitStack() as stack:
         lock = FolderLock(folder)
         stack.callback(lock.release)

@@ -175,6 +175,28 @@ def test_a_dry_run_leaves_nothing_behind(call: Call) -> None:
     assert not Path("runs").exists()
 
 
+def test_a_dry_run_says_what_from_stage_would_forget_and_forgets_nothing(call: Call) -> None:
+    done = finish_samples(Path("runs/tiny")).records
+    said = call("run", "tiny.yaml", "--dry-run", "--from-stage", "*/evals/*")
+    assert said.err.splitlines() == [
+        "--from-stage would do again: iteration-00/evals/test/greedy/samples",
+        "runs/tiny: 1 stages are done; --dry-run goes no further",
+    ]
+    assert Ledger(Path("runs/tiny")).records == done
+    said = call("run", "tiny.yaml", "--dry-run", "--from-stage", "iteration-09")
+    assert (said.code, "no stage matches 'iteration-09'" in said.err) == (1, True)
+
+
+def test_in_a_dry_run_of_several_ranks_only_the_first_speaks_and_none_waits(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "--dry-run goes no further" in call("run", "tiny.yaml", "--dry-run").err
+    monkeypatch.setenv("RANK", "1")
+    assert call("run", "tiny.yaml", "--dry-run") == Said(0, "", "")
+
+
 def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) -> None:
     Path("runs").write_text("in the way")
     said = call("run", "tiny.yaml")
