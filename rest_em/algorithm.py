@@ -108,7 +108,8 @@ def select_dataset(
 def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int) -> PromptedPolicy:
     """M-step: tune the base on D_i; return the checkpoint that D_val chooses, the base among them."""
     name = f"iteration-{iteration:02d}"
-    trained, checkpoints = _train(run, dataset, iteration=iteration)
+    is_chosen = any(record["stage"] == f"{name}/policy" for record in run.ledger.records)
+    trained, checkpoints = _train(run, dataset, iteration=iteration, needs_checkpoints=not is_chosen)
     tuned = tuned_variant(run.recipe.prompt)
     candidates = [base] + [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
@@ -230,8 +231,15 @@ def _scores(judged: Sequence[Sequence[GradedSolution]]) -> list[float]:
     return scores
 
 
-def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[Stage, list[Path]]:
-    """Tune the base model on D_i; return the stage and one checkpoint an epoch."""
+def _train(
+    run: Run, dataset: tuple[Path, Stage], *, iteration: int, needs_checkpoints: bool
+) -> tuple[Stage, list[Path]]:
+    """Tune the base model on D_i; return the stage and one checkpoint an epoch.
+
+    Args:
+        needs_checkpoints: train again if one is gone. All but the chosen one go with the choice, and a
+            choice that was reset has to be made anew.
+    """
     recipe = run.recipe
     path, selected = dataset
     inputs = {
@@ -243,7 +251,7 @@ def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[St
     stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected,))
     output = run.folder / stage.name
     result = run.ledger.result(stage)
-    if result is None:
+    if result is None or (needs_checkpoints and _is_any_gone(output, result["checkpoints"])):
         started = time.monotonic()
         shutil.rmtree(output, ignore_errors=True)
         _run_training(run, path, output, iteration=iteration)
@@ -251,6 +259,10 @@ def _train(run: Run, dataset: tuple[Path, Stage], *, iteration: int) -> tuple[St
             stage, read_json(output / "training.json"), seconds=time.monotonic() - started
         )
     return stage, [output / name for name in result["checkpoints"]]
+
+
+def _is_any_gone(output: Path, checkpoints: Sequence[str]) -> bool:
+    return not all((output / name).exists() for name in checkpoints)
 
 
 def _what_matters(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,15 +184,19 @@ def _matches(name: str, pattern: str) -> bool:
 def _like(name: str) -> str:
     """Return a pattern for the stages that a change concerns which concerns this one.
 
+    A policy needs the checkpoints, of which only the chosen one is kept: they are trained again.
+
     >>> _like("iteration-00/validation/bare/verdicts"), _like("iteration-01/samples")
     ("'*/verdicts'", 'iteration-01/samples')
+    >>> _like("iteration-01/policy")
+    'iteration-01/training'
     """
     kind, step = name.split("/")[1], name.rsplit("/", 1)[1]
     if kind == "validation":
         return "'*/verdicts'" if step == "verdicts" else f"'*/validation/*/{step}'"
     if kind == "evals":
         return f"'*/evals/*/{step}'" if step == "verdicts" else f"'*/{name.split('/', 1)[1]}'"
-    return name
+    return name.replace("/policy", "/training")
 
 
 def _remove(path: Path) -> None:

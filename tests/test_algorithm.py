@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_run
+from rich.console import Console
 
-from rest_em.algorithm import _keep_chosen, _scores, _what_matters, walk_forward
+from rest_em.algorithm import _keep_chosen, _scores, _train, _what_matters, walk_forward
 from rest_em.errors import RunFolderError
-from rest_em.recipe import TrainingSection
+from rest_em.ledger import Ledger, Stage
+from rest_em.recipe import TrainingSection, load_recipe
+from rest_em.report.progress import Progress
+from rest_em.run import ProblemSets, Run
+from rest_em.storage import write_json
 from rest_em.types import GradedSolution, Solution, Verdict
 
 
@@ -76,6 +84,38 @@ def test_a_policy_that_somebody_removed_is_told_with_the_way_on(tmp_path: Path) 
     shutil.rmtree(folder / "policy")
     with pytest.raises(RunFolderError, match="epoch-1 is gone; train again with --from-stage iteration-01/t"):
         _keep_chosen(folder, 1)
+
+
+class _Training:
+    """Stands where stages are started: writes what the training stage writes."""
+
+    def __init__(self) -> None:
+        self.num_runs = 0
+
+    def run(self, stage: str, spec: Mapping[str, Any], *, label: str, meanwhile: object) -> None:
+        assert (stage, label) == ("train", "iteration-01-train")
+        self.num_runs += 1
+        trained(Path(spec["output"]).parent, num_epochs=2)
+        write_json(Path(spec["output"]) / "training.json", {"checkpoints": ["epoch-1", "epoch-2"]})
+
+
+def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choice(tmp_path: Path) -> None:
+    training = _Training()
+    recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
+    parts: Any = (ProblemSets(recipe), training, None, Progress(Console(file=io.StringIO())))
+    run = Run(recipe, tmp_path / "run", Ledger(tmp_path / "run"), *parts)
+    dataset = (tmp_path / "run/iteration-01/dataset.parquet", Stage("iteration-01/dataset", {}))
+
+    stage, checkpoints = _train(run, dataset, iteration=1, needs_checkpoints=True)
+    assert [path.name for path in checkpoints] == ["epoch-1", "epoch-2"]
+    _train(run, dataset, iteration=1, needs_checkpoints=True)
+    assert training.num_runs == 1
+    _keep_chosen(run.folder / "iteration-01", 1)
+    assert _train(run, dataset, iteration=1, needs_checkpoints=False) == (stage, checkpoints)
+    assert training.num_runs == 1
+    assert _train(run, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
+    assert training.num_runs == 2
+    assert all(path.exists() for path in checkpoints)
 
 
 def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:

@@ -117,6 +117,12 @@ def test_the_way_on_covers_all_stages_that_the_change_concerns(
     assert Ledger(tmp_path).reset(pattern.strip("'")) == [name]
 
 
+def test_another_choice_of_checkpoint_wants_the_training_again(tmp_path: Path) -> None:
+    ledger = finish(tmp_path, TRAINING, POLICY)
+    with pytest.raises(RunFolderError, match="--from-stage iteration-01/training,"):
+        ledger.result(with_inputs(POLICY, {"checkpoint_choice": "best"}))
+
+
 def test_reset_forgets_a_stage_and_what_came_of_it_and_nothing_else(tmp_path: Path) -> None:
     forgotten = finish(tmp_path, *ALL).reset("iteration-01/dataset")
     assert forgotten == [stage.name for stage in (DATASET, TRAINING, POLICY, METRICS, NEXT)]
