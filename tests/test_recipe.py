@@ -510,13 +510,13 @@ def test_keys_of_the_libraries_pass(load: Load) -> None:
         ("training: {weight_decay: true}", "training.weight_decay is true; a number is wanted"),
         (
             "training: {train_sampling_strategy: sequential}",
-            "training.train_sampling_strategy is 'sequential'; group_by_length or random is wanted, which do not "
-            "depend on the number of ranks",
+            "training.train_sampling_strategy is 'sequential'; group_by_length or random is wanted: "
+            "the same order on any number of ranks",
         ),
         (
             "training: {lr_scheduler_type: reduce_lr_on_plateau}",
-            "training.lr_scheduler_type is 'reduce_lr_on_plateau'; it needs evaluations within the training, and "
-            "policies are evaluated by sampling after it; give a schedule that needs none, such as cosine",
+            "training.lr_scheduler_type is 'reduce_lr_on_plateau'; it needs evaluations within the training, "
+            "and policies are evaluated by sampling after it; give one that needs none, such as cosine",
         ),
         ("training: {warmup_steps: -1}", "training.warmup_steps is -1; a number >= 0 is wanted"),
         ("lora: {rr: 1}", "unknown key lora.rr; did you mean r?"),

@@ -85,13 +85,11 @@ def _unusable_settings(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[st
     unusable: dict[str, str] = {}
     if isinstance(order, str) and order not in _ORDERS:
         orders = " or ".join(_ORDERS)
-        unusable["train_sampling_strategy"] = (
-            f"{orders} is wanted, which do not depend on the number of ranks"
-        )
+        unusable["train_sampling_strategy"] = f"{orders} is wanted: the same order on any number of ranks"
     if schedule in _NEED_EVALUATION:
         unusable["lr_scheduler_type"] = (
             "it needs evaluations within the training, and policies are evaluated by sampling after it; give "
-            "a schedule that needs none, such as cosine"
+            "one that needs none, such as cosine"
         )
     if isinstance(warmup, int | float) and warmup < 0:
         unusable["warmup_steps"] = "a number >= 0 is wanted"
