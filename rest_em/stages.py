@@ -102,12 +102,16 @@ def stage_environment(
     """Return the environment of a rank's child.
 
     The child's group is its own (a fresh port, not the agent's store). DeepSpeed and the launch file's
-    precision concern training only: the E-step never generates through a DeepSpeed engine. With one rank
-    and no DeepSpeed there is no group.
+    precision concern training only: the E-step never generates through a DeepSpeed engine; its choice of
+    the CPU holds for both. With one rank and no DeepSpeed there is no group.
     """
     child = {key: value for key, value in environment.items() if not key.startswith("TORCHELASTIC_")}
     if not is_training:
-        child = {key: value for key, value in child.items() if not key.startswith("ACCELERATE_")}
+        child = {
+            key: value
+            for key, value in child.items()
+            if not key.startswith("ACCELERATE_") or key == "ACCELERATE_USE_CPU"
+        }
     for key in RANK_VARIABLES:
         child.pop(key, None)
     if ranks.world_size > 1 or child.get("ACCELERATE_USE_DEEPSPEED") == "true":

@@ -41,6 +41,7 @@ from transformers import (
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from rest_em.batches import EncodedExample, divide_global_batch, global_batches, micro_batches
+from rest_em.devices import device_type, has_native_bfloat16
 from rest_em.errors import TrainingError
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
@@ -66,7 +67,7 @@ def main(spec: dict[str, Any]) -> None:
         TrainingError: the settings contradict the ranks, the model or the examples.
     """
     started = time.monotonic()
-    if _is_on_cpu():
+    if device_type() == "cpu":
         keep_freed_memory()
     section = TrainingSection.model_validate(spec["training"])
     output = Path(spec["output"])
@@ -139,21 +140,9 @@ def _length_limit(section: TrainingSection, config: PretrainedConfig) -> int | N
     return min((limit for limit in (section.max_length, own) if limit is not None), default=None)
 
 
-def has_native_bf16() -> bool:
-    """Return whether this process's device multiplies bfloat16 matrices in hardware."""
-    if _is_on_cpu():
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _is_on_cpu() -> bool:
-    is_asked_for = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    return is_asked_for or torch.accelerator.current_accelerator(check_available=True) is None
-
-
 def _attention(longest: int) -> str | None:
     """Return "eager" for short sequences on a CPU, where it is the faster one; see docs/training.md."""
-    return "eager" if _is_on_cpu() and longest <= EAGER_MAX_LENGTH else None
+    return "eager" if device_type() == "cpu" and longest <= EAGER_MAX_LENGTH else None
 
 
 def _training_arguments(section: TrainingSection, output: Path, order_seed: str) -> TrainingArguments:
@@ -162,8 +151,9 @@ def _training_arguments(section: TrainingSection, output: Path, order_seed: str)
         section.global_batch_size, num_ranks, section.per_device_train_batch_size
     )
     uses_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    is_on_cpu = _is_on_cpu()
-    bf16 = has_native_bf16() if section.bf16 == "auto" else section.bf16
+    device = device_type()
+    is_on_cpu = device == "cpu"
+    bf16 = has_native_bfloat16(device) if section.bf16 == "auto" else section.bf16
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
     if uses_deepspeed:
         _prepare_deepspeed(accumulation, is_on_cpu=is_on_cpu)

@@ -97,6 +97,13 @@ def test_a_sampling_stage_gets_a_group_of_its_own_and_nothing_of_accelerate() ->
     }  # fmt: skip
 
 
+def test_a_sampling_stage_keeps_the_launch_files_choice_of_the_cpu() -> None:
+    launched = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "bf16"}
+    child = stage_environment(Ranks(), 0, launched, is_training=False)
+    assert child["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_MIXED_PRECISION" not in child
+
+
 def test_a_training_stage_keeps_the_launch_files_choice_of_deepspeed() -> None:
     child = stage_environment(Ranks.from_environment(LAUNCHED), 4711, LAUNCHED, is_training=True)
     assert child["ACCELERATE_USE_DEEPSPEED"] == "true"

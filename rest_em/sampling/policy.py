@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rest_em.devices import device_type, has_native_bfloat16
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags in /proc/cpuinfo of processors (x86, ARM) that multiply in bfloat16 faster than in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class LoadedPolicy:
 
 def local_device() -> torch.device:
     """Return the GPU of this rank, or the CPU."""
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -41,15 +40,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    return not NATIVE_BFLOAT16.isdisjoint(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    return torch.bfloat16 if has_native_bfloat16(device.type) else torch.float32
 
 
 def load_policy(

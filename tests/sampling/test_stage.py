@@ -110,7 +110,7 @@ def test_two_ranks_share_the_units_and_write_what_one_writes(tmp_path, tiny_mode
 
 def test_auto_is_bfloat16_only_where_the_processor_multiplies_in_it(monkeypatch):
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("rest_em.sampling.policy._cpu_has_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("rest_em.devices._cpu_has_bfloat16", lambda native=native: native)
         assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float16", torch.device("cpu")) == torch.float16
 

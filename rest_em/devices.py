@@ -1,0 +1,43 @@
+"""Where this rank computes, and whether in bfloat16: one answer for sampling and for training.
+
+torch is imported by the calls, not with the module. Loading a model onto a device is left to the stages.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags in /proc/cpuinfo of processors (x86, ARM) that multiply in bfloat16 faster than in float32."""
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+"""What accelerate reads as true in an environment variable."""
+
+
+def device_type() -> str:
+    """Return `cpu`, or the kind of the accelerator that is there, as `cuda`.
+
+    A launch file's `use_cpu: true` (ACCELERATE_USE_CPU) wins over an accelerator.
+    """
+    import torch
+
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE:
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def has_native_bfloat16(device: str) -> bool:
+    """Return whether a kind of device, as `device_type` names it, multiplies bfloat16 in hardware."""
+    import torch
+
+    if device == "cpu":
+        return _cpu_has_bfloat16()
+    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_has_bfloat16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    return not NATIVE_BFLOAT16.isdisjoint(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
