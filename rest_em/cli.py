@@ -112,7 +112,7 @@ def run(
     with interruptible():
         if dry_run:  # nobody has anything to wait for
             if ranks.is_leader:
-                _say_what_is_done(recipe, overrides or [], from_stage or [])
+                _say_what_is_done(ranks, recipe, overrides or [], from_stage or [])
             return
         if not ranks.is_leader:
             with suppress(RunInterruptedError):  # rank 0 tells it
@@ -121,14 +121,14 @@ def run(
         _lead(ranks, recipe, overrides or [], from_stage or [])
 
 
-def _say_what_is_done(path: Path, overrides: list[str], from_stages: list[str]) -> None:
+def _say_what_is_done(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]) -> None:
     """Check the recipe and read the ledger; nothing is written."""
     from rest_em.ledger import Ledger
     from rest_em.recipe import load_recipe, run_name_of
     from rest_em.report.progress import Progress
 
     recipe = load_recipe(path, overrides)
-    _check(recipe)
+    _check(recipe, num_ranks=ranks.world_size)
     folder, progress = Path("runs") / run_name_of(path, recipe), Progress()
     ledger = Ledger(folder)
     if from_stages:
@@ -156,7 +156,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.callback(lock.release)
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
-        problems = _check(recipe)
+        problems = _check(recipe, num_ranks=ranks.world_size)
         if from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
@@ -192,8 +192,9 @@ def _status_of(folder: Path) -> Iterator[None]:
     write_status(folder, "finished")
 
 
-def _check(recipe: Recipe) -> ProblemSets:
+def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     """Try everything that can be tried without loading a model; return the problems."""
+    from rest_em.batches import divide_global_batch
     from rest_em.problems import base_variants, training_variant, tuned_variant
     from rest_em.recipe import check_files, check_library_keys
     from rest_em.rewards.graders import canary
@@ -201,6 +202,8 @@ def _check(recipe: Recipe) -> ProblemSets:
 
     check_files(recipe)
     check_library_keys(recipe)
+    training = recipe.training
+    divide_global_batch(training.global_batch_size, num_ranks, training.per_device_train_batch_size)
     problems = ProblemSets(recipe)
     for variant in (
         *base_variants(recipe.prompt),
@@ -219,7 +222,7 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     from rest_em.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    problems = _check(loaded)
+    problems = _check(loaded, num_ranks=1)
     variants = base_variants(loaded.prompt)
     console = Console(highlight=False)
     sizes = {which: len(problems.rendered(which, variants[0])) for which in ("train", "validation", "test")}

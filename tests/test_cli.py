@@ -197,6 +197,17 @@ def test_in_a_dry_run_of_several_ranks_only_the_first_speaks_and_none_waits(
     assert call("run", "tiny.yaml", "--dry-run") == Said(0, "", "")
 
 
+def test_a_global_batch_that_the_ranks_cannot_share_is_told_before_anything_is_drawn(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for options in ((), ("--dry-run",)):
+        said = call("run", "tiny.yaml", *options)
+        assert said.code == 1
+        assert "4 examples cannot be shared out evenly over 3 ranks" in said.err
+    assert not Path("runs/tiny/ledger.jsonl").exists()
+
+
 def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) -> None:
     Path("runs").write_text("in the way")
     said = call("run", "tiny.yaml")
