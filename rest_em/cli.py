@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from rest_em import __version__
-from rest_em.errors import RecipeError, RestEMError, RunInterruptedError
+from rest_em.errors import RecipeError, RestEMError, RunFolderError, RunInterruptedError
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
 
 if TYPE_CHECKING:
@@ -178,16 +178,28 @@ def _console() -> Console:
 
 @contextmanager
 def _status_of(folder: Path) -> Iterator[None]:
-    """Keep `status.json` true to what becomes of the run."""
-    from rest_em.ledger import write_status
+    """Keep `status.json` true to what becomes of the run.
 
+    Where the folder refuses a run before that has done anything, it goes on to tell of the one it holds.
+    """
+    from rest_em.ledger import Ledger, write_status
+    from rest_em.storage import write_text
+
+    paths = [folder / "status.json", folder / "recipe.yaml"]
+    before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
+    records = Ledger(folder).records
     write_status(folder, "running", f"process {os.getpid()}")
     try:
         yield
     except BaseException as error:
         state = "interrupted" if isinstance(error, RunInterruptedError) else "failed"
+        is_refused = isinstance(error, RunFolderError) and records == Ledger(folder).records
         with suppress(OSError):  # what has happened is told before that there is no room to write it down
-            write_status(folder, state, _message(error) or traceback.format_exc())
+            if not (before and is_refused):
+                write_status(folder, state, _message(error) or traceback.format_exc())
+            else:
+                for path, text in before.items():
+                    write_text(path, text)
         raise
     write_status(folder, "finished")
 
@@ -211,7 +223,8 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
         training_variant(recipe.prompt),
     ):
         problems.check(variant)
-    canary(recipe.reward, problems.rendered("train", tuned_variant(recipe.prompt))[0])
+    first = problems.rendered("train", tuned_variant(recipe.prompt))[0]
+    canary(recipe.reward, first, recipe.place("reward.name"))
     return problems
 
 

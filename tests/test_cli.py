@@ -208,6 +208,19 @@ def test_a_global_batch_that_the_ranks_cannot_share_is_told_before_anything_is_d
     assert not Path("runs/tiny/ledger.jsonl").exists()
 
 
+def test_a_folder_that_refuses_a_recipe_keeps_its_own_and_stays_finished(call: Call) -> None:
+    folder = Path("runs/tiny")
+    Ledger(folder).append(Stage("iteration-00/validation/shown/samples", {"seed": 1}), {}, seconds=1.0)
+    write_status(folder, "finished")
+    (folder / "recipe.yaml").write_text("seed: 1\n")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    said = call("run", "tiny.yaml")
+    assert said.code == 1
+    assert "shown/samples was finished with other settings:" in said.err
+    assert "  seed: 1 -> 3\n" in said.err
+    assert before.items() <= {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}.items()
+
+
 def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) -> None:
     Path("runs").write_text("in the way")
     said = call("run", "tiny.yaml")
