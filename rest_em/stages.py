@@ -41,6 +41,12 @@ SILENCE_SECONDS = 60.0
 START_SECONDS = 600.0
 """How long it may take until a follower is first heard of."""
 LOG_TAIL_LINES = 15
+SPIN_COUNT = "5000"
+"""How long OpenMP's threads spin at a barrier before they sleep (GNU's GOMP_SPINCOUNT; a few microseconds).
+
+Not at all: sampling is at half its speed on quiet cores. For ever, the default: graders and other programs
+on the same cores make it ten times slower. See docs/sampler.md.
+"""
 FULL_DISK_BYTES = 2**20
 """So little space is none."""
 RANK_VARIABLES = (
@@ -125,8 +131,8 @@ def stage_environment(
             "TORCHELASTIC_USE_AGENT_STORE": "False",
         }
     child["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks.local_world_size))
-    # Threads that spin at barriers take the cores from graders and other programs: 3 to 5 times slower there.
-    child.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in child:
+        child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     child["TOKENIZERS_PARALLELISM"] = "false"
     child["PYTHONUNBUFFERED"] = "1"
     child["REST_EM_PARENT"] = str(os.getpid())

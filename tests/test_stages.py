@@ -93,7 +93,7 @@ def test_a_sampling_stage_gets_a_group_of_its_own_and_nothing_of_accelerate() ->
         "PATH": "/bin", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "node-0", "MASTER_PORT": "4711", "TORCHELASTIC_USE_AGENT_STORE": "False",
         "OMP_NUM_THREADS": str(max(1, usable_cores() // 2)), "TOKENIZERS_PARALLELISM": "false",
-        "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "REST_EM_PARENT": str(os.getpid()),
+        "GOMP_SPINCOUNT": "5000", "PYTHONUNBUFFERED": "1", "REST_EM_PARENT": str(os.getpid()),
     }  # fmt: skip
 
 

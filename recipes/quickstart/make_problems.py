@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SEED = 2312_06585
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 400, 100, 200
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 800, 100, 200
 
 
 def draw_problem(rng: random.Random, kind: int) -> tuple[str, str, int]:
