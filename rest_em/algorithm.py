@@ -19,7 +19,6 @@ from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RunFolderError
 from rest_em.evaluation import Evaluation, summarize
 from rest_em.ledger import Stage
-from rest_em.problems import base_variants, training_variant, tuned_variant
 from rest_em.run import PromptedPolicy, Run
 from rest_em.selection import select
 from rest_em.storage import read_json, write_examples
@@ -49,7 +48,7 @@ def rest_em(run: Run) -> Policy:
 def choose_base_prompt(run: Run) -> PromptedPolicy:
     """Return the base with the prompt that serves it best on D_val (greedy pass@1; the first of equals)."""
     base = Policy(run.recipe.model.name_or_path, iteration=0)
-    candidates = [PromptedPolicy(base, variant) for variant in base_variants(run.recipe.prompt)]
+    candidates = [PromptedPolicy(base, variant) for variant in run.base_prompts]
     names = [str(candidate.prompt.name) for candidate in candidates]
     draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
     scores = _scores(draw_and_judge(run, draws))
@@ -92,7 +91,7 @@ def select_dataset(
 ) -> tuple[Path, Stage]:
     """Write D_i; return its file and the stage that made it."""
     recipe = run.recipe
-    variant = training_variant(recipe.prompt)
+    variant = run.training_prompt
     inputs = {"selection": recipe.selection.model_dump(mode="json"), "prompt": run.prompt_inputs(variant)}
     stage = Stage(f"iteration-{iteration:02d}/dataset", inputs, after=(verdicts,))
     path = run.folder / f"{stage.name}.parquet"
@@ -110,7 +109,7 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     name = f"iteration-{iteration:02d}"
     is_chosen = any(record["stage"] == f"{name}/policy" for record in run.ledger.records)
     trained, checkpoints = _train(run, dataset, iteration=iteration, needs_checkpoints=not is_chosen)
-    tuned = tuned_variant(run.recipe.prompt)
+    tuned = run.tuned_prompt
     candidates = [base] + [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
     ]

@@ -16,7 +16,6 @@ from typing import Any
 
 from rest_em.ledger import Stage
 from rest_em.rewards.graders import check_unscorable
-from rest_em.rewards.registry import reward_identity
 from rest_em.run import PromptedPolicy, Run
 from rest_em.sampling.units import plan_units
 from rest_em.storage import (
@@ -89,9 +88,10 @@ def plan_draw(
         "sampling": asked["params"] | {"unit_size": request.unit_size, "max_rows": request.max_rows},
     }
     samples = Stage(f"{name}/samples", inputs, after=prompted.made_by)
-    judged_by = reward_identity(recipe.reward)
     references = content_hash([problem_to_json(one) for one in problems])
-    verdicts = Stage(f"{name}/verdicts", {"reward": judged_by, "references": references}, after=(samples,))
+    verdicts = Stage(
+        f"{name}/verdicts", {"reward": run.reward_inputs, "references": references}, after=(samples,)
+    )
     return Draw(name, title, prompted, request, samples, verdicts)
 
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rest_em.errors import RunInterruptedError
 from rest_em.ledger import Ledger, Stage
-from rest_em.problems import check_disjoint, load_problems, resolve_variant, split_validation
-from rest_em.recipe import PromptVariant, Recipe
+from rest_em.problems import (
+    base_variants,
+    check_disjoint,
+    load_problems,
+    resolve_variant,
+    split_validation,
+    training_variant,
+    tuned_variant,
+)
+from rest_em.recipe import PromptSection, PromptVariant, Recipe
 from rest_em.report.progress import Progress
 from rest_em.rewards.graders import Graders
+from rest_em.rewards.registry import reward_identity
 from rest_em.stages import Supervisor
 from rest_em.storage import file_hash
 from rest_em.types import Policy, Problem
@@ -72,7 +82,10 @@ class ProblemSets:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What every stage of a run needs."""
+    """What every stage of a run needs.
+
+    The user's files that stages depend on are looked at once: a run goes on with what it has started with.
+    """
 
     recipe: Recipe
     folder: Path
@@ -81,6 +94,29 @@ class Run:
     supervisor: Supervisor
     graders: Graders
     progress: Progress
+    reward_inputs: Mapping[str, Any] = field(init=False)
+    """What verdicts depend on, as a stage's inputs."""
+    base_prompts: tuple[PromptVariant, ...] = field(init=False)
+    """The candidates for the base model."""
+    tuned_prompt: PromptVariant = field(init=False)
+    """That of the tuned policies."""
+    training_prompt: PromptVariant = field(init=False)
+    """That of the M-step."""
+    _prompt_inputs: Mapping[PromptVariant, Mapping[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look at the reward and at the few-shot examples."""
+        prompt = self.recipe.prompt
+        base, tuned, training = base_variants(prompt), tuned_variant(prompt), training_variant(prompt)
+        fields = {
+            "reward_inputs": reward_identity(self.recipe.reward),
+            "base_prompts": base,
+            "tuned_prompt": tuned,
+            "training_prompt": training,
+            "_prompt_inputs": {one: _inputs_of(prompt, one) for one in (*base, tuned, training)},
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def leave_if_asked(self) -> None:
         """End the run if a file `stop` lies in its folder.
@@ -93,11 +129,15 @@ class Run:
             stop.unlink()
             raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
 
-    def prompt_inputs(self, variant: PromptVariant) -> dict[str, Any]:
+    def prompt_inputs(self, variant: PromptVariant) -> Mapping[str, Any]:
         """Return what a rendered prompt depends on, besides the problems, as a stage's inputs.
 
         Examples are known by their content, not by where they lie.
         """
-        resolved = resolve_variant(self.recipe.prompt, variant)
-        inputs = resolved.model_dump(mode="json", exclude={"name"})
-        return inputs | {"examples": resolved.examples and file_hash(Path(resolved.examples))}
+        return self._prompt_inputs[variant]
+
+
+def _inputs_of(prompt: PromptSection, variant: PromptVariant) -> dict[str, Any]:
+    resolved = resolve_variant(prompt, variant)
+    inputs = resolved.model_dump(mode="json", exclude={"name"})
+    return inputs | {"examples": resolved.examples and file_hash(Path(resolved.examples))}

@@ -1,0 +1,60 @@
+"""What a draw depends on, what it took, and that nothing of it is missing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from rich.console import Console
+
+from rest_em.drawing import Draw, plan_draw
+from rest_em.ledger import Ledger
+from rest_em.recipe import load_recipe
+from rest_em.report.progress import Progress
+from rest_em.run import ProblemSets, PromptedPolicy, Run
+from rest_em.types import Policy, SamplingParams
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of which nothing is done, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    tiny_run.write_recipe(tmp_path, tmp_path / "model")
+    return start()
+
+
+def start() -> Run:
+    """Return the run of the recipe in the working directory; it has neither ranks nor graders."""
+    recipe, folder = load_recipe(Path("tiny.yaml"), []), Path("run")
+    absent: Any = None
+    progress = Progress(Console(file=io.StringIO()))
+    return Run(recipe, folder, Ledger(folder), ProblemSets(recipe), absent, absent, progress)
+
+
+def validation_draw(run: Run) -> Draw:
+    """Return the greedy draw of the three validation problems."""
+    prompted = PromptedPolicy(Policy("base", 0), run.base_prompts[0])
+    problems = run.problems.rendered("validation", prompted.prompt)
+    params = SamplingParams(num_samples=1, max_new_tokens=4, temperature=0.0)
+    return plan_draw(run, "iteration-00/x", prompted, problems, params, title="x", iteration=0)
+
+
+def test_a_run_goes_on_with_the_files_that_it_started_with(run: Run) -> None:
+    before = validation_draw(run)
+    with Path("reward.py").open("a") as file:
+        file.write("# saved while the run goes on\n")
+    with Path("examples.jsonl").open("a") as file:
+        file.write('{"question": "d", "solution": "ef"}\n')
+    assert validation_draw(run) == before
+    after = validation_draw(start())
+    assert after.samples.fingerprint != before.samples.fingerprint
+    assert after.verdicts.inputs["reward"] != before.verdicts.inputs["reward"]
+
+
+def test_a_run_knows_what_each_of_its_prompts_depends_on(run: Run) -> None:
+    shown, bare = run.base_prompts
+    assert run.prompt_inputs(shown)["examples"] != run.prompt_inputs(bare)["examples"]
+    assert run.prompt_inputs(run.tuned_prompt) == run.prompt_inputs(run.training_prompt)
