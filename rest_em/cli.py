@@ -154,6 +154,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     with ExitStack() as stack:
         lock = FolderLock(folder)
         stack.callback(lock.release)
+        (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
         problems = _check(recipe, num_ranks=ranks.world_size)
