@@ -35,15 +35,21 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbour of `path` to write to, which then takes its place; on failure it goes."""
+def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
+    """Give a temporary neighbour of `path` to write to, which then takes its place; on failure it goes.
+
+    Args:
+        is_durable: wait until it is on disk; without, a crash of the machine may leave an empty file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        if is_durable:
+            _flush_to_disk(temporary)
         temporary.replace(path)
-        _flush_to_disk(path.parent)
+        if is_durable:
+            _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -85,9 +91,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, or nothing; NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, is_durable: bool = True) -> None:
+    """Write one JSON value, or nothing; NaN is refused; `is_durable` is as in `replacing`."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path, is_durable=is_durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -296,6 +304,23 @@ def request_from_json(value: dict[str, Any]) -> DrawRequest:
         Problem(id=one["id"], prompt=_prompt(one["prompt"]), reference=None) for one in value["problems"]
     )
     return DrawRequest(**{**value, "params": SamplingParams(**params), "problems": problems})
+
+
+def is_locked(folder: Path) -> bool:
+    """Say whether another process holds a run folder's lock.
+
+    Not to be asked by the holder: a process that closes the lock's file gives the lock back.
+    """
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return True
+    return False
 
 
 class FolderLock:

@@ -474,7 +474,7 @@ class _Journal(TrainerCallback):
         is_due = time.monotonic() - self._last_write >= PROGRESS_SECONDS
         if state.is_world_process_zero and (is_due or state.global_step == state.max_steps):
             progress = {"done": state.global_step, "total": state.max_steps, "loss": logs["loss"]}
-            write_json(self._progress, progress)
+            write_json(self._progress, progress, is_durable=False)
             self._last_write = time.monotonic()
 
     def on_epoch_end(

@@ -7,9 +7,8 @@ This module leaves out behaviour: judging is in `rest_em.rewards`, drawing in `r
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["eos", "stop_string", "length"]
@@ -103,7 +102,10 @@ class GradedSolution:
 
 
 RewardFunction = Callable[[Problem, Solution], bool | float]
-"""r(x, y), the plug-in point: a plain function; it may raise `UnscorableError`."""
+"""r(x, y), the plug-in point: a plain function; it may raise `UnscorableError`.
+
+What a plug-in returns is believed only once it is looked at: see `rest_em.rewards.registry.RawReward`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +179,4 @@ class Sampler(Protocol):
 
     def __call__(self, request: DrawRequest, unit: Sequence[tuple[Problem, range]]) -> list[Solution]:
         """Return the unit's solutions, ordered by problem as given, then by index."""
-        ...
-
-
-class Trainer(Protocol):
-    """The M-step's engine: one call."""
-
-    def __call__(self, base: Policy, examples: Path, output: Path) -> Iterator[Policy]:
-        """Yield the untrained step 0, then one checkpoint an epoch."""
         ...

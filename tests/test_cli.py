@@ -245,10 +245,10 @@ def test_a_full_disk_is_no_bug_of_ours_and_other_errors_of_the_system_are() -> N
 
 
 def test_a_run_is_found_by_its_name_and_shown_while_it_has_nothing(call: Call) -> None:
-    write_status(Path("runs/tiny"), "running")
-    assert call("show", "tiny").out == "tiny: running\nnothing has been measured yet\n"
+    write_status(Path("runs/tiny"), "failed", "out of luck")
+    assert call("show", "tiny").out == "tiny: failed\nout of luck\nnothing has been measured yet\n"
     shown = json.loads(call("show", "runs/tiny", "--json").out)
-    assert (shown["name"], shown["status"]["state"], shown["iterations"]) == ("tiny", "running", [])
+    assert (shown["name"], shown["status"]["state"], shown["iterations"]) == ("tiny", "failed", [])
 
 
 def test_recipes_are_listed_and_copied_with_their_data(call: Call) -> None:

@@ -18,6 +18,7 @@ from rest_em.storage import (
     append_line,
     content_hash,
     file_hash,
+    is_locked,
     problem_from_json,
     problem_to_json,
     read_examples,
@@ -76,6 +77,17 @@ def test_a_file_that_could_not_be_finished_leaves_the_old_one_and_no_rest(tmp_pa
         fail_within(replacing(path))
     assert read_json(path) == {"kept": True}
     assert names_in(tmp_path) == ["a.json"]
+
+
+def test_only_what_must_survive_a_crash_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    write_json(tmp_path / "a.json", {"done": 1}, is_durable=False)
+    assert (read_json(tmp_path / "a.json"), flushed) == ({"done": 1}, [])
+    write_json(tmp_path / "a.json", {"done": 2})
+    assert len(flushed) == 2
 
 
 def test_not_a_number_is_no_json(tmp_path: Path) -> None:
@@ -213,10 +225,18 @@ def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path: Pat
             FolderLock(tmp_path / "run")
         assert f"touch {tmp_path}/run/stop" in str(caught.value)
         assert "--set run_name=NAME" in str(caught.value)
+        for _ in range(2):  # asking does not take it away
+            assert is_locked(tmp_path / "run")
     finally:
         holder.kill()
         holder.communicate()
+    assert not is_locked(tmp_path / "run")
     FolderLock(tmp_path / "run").release()
+
+
+def test_a_folder_where_nothing_ran_is_not_locked_and_stays_as_it_is(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    assert names_in(tmp_path) == []
 
 
 def test_a_lock_that_was_given_back_can_be_taken(tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 from rest_em.errors import RewardError
 from rest_em.rewards.answers import EXTRACTORS, boxed_match, exact_match, number_match
 from rest_em.storage import file_hash
-from rest_em.types import Problem, Solution
+from rest_em.types import Problem, RewardFunction, Solution
 
 if TYPE_CHECKING:
     from rest_em.recipe import RewardSection
 
 RawReward = Callable[[Problem, Solution], object]
-"""A reward before anything is known of what it returns."""
+"""A `RewardFunction`, perhaps: a plug-in before anything is known of what it returns."""
 
-BUILT_IN: dict[str, tuple[RawReward, str]] = {
+BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
     "exact_match": (exact_match, "final_answer"),
     "number": (number_match, "number"),
     "boxed": (boxed_match, "boxed"),

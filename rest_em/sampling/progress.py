@@ -15,25 +15,22 @@ INTERVAL_SECONDS = 1.0
 
 
 class Progress:
-    """Counts of this rank in this stage, written at most once a second and at the end."""
+    """The solutions that this rank finished in this stage, written at most once a second and at the end."""
 
-    def __init__(self, path: Path, total: int) -> None:
-        """Args: total: solutions of the whole stage, over all ranks."""
+    def __init__(self, path: Path) -> None:
+        """Write that there is none yet."""
         self._path = path
-        self._total = total
         self._done = 0
-        self._tokens = 0
         self._written_at = 0.0
         self.write()
 
-    def observe(self, num_tokens: int, num_solutions: int) -> None:
+    def observe(self, _num_tokens: int, num_solutions: int) -> None:
         """Count; an `Observer`."""
-        self._tokens += num_tokens
         self._done += num_solutions
         if time.monotonic() - self._written_at >= INTERVAL_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write `{"done", "tokens", "total"}`."""
-        write_json(self._path, {"done": self._done, "tokens": self._tokens, "total": self._total})
+        """Write `{"done"}`."""
+        write_json(self._path, {"done": self._done}, is_durable=False)
         self._written_at = time.monotonic()

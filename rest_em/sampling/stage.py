@@ -46,8 +46,7 @@ def main(spec: dict[str, Any]) -> None:
             `request.json`; its `units` are the numbers of those still to do. Draws are done in order.
     """
     tasks = [task for draw in spec["draws"] for task in _tasks(draw)]
-    total = sum(len(indices) for task in tasks for _, indices in task.unit)
-    progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json", total)
+    progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json")
     policy: str | None = None
     sampler: Sampler | None = None
     for ticket in tickets(len(tasks)):

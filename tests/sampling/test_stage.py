@@ -76,9 +76,7 @@ def test_all_units_of_all_draws_are_written_in_order(tmp_path, tiny_model_folder
 def test_progress_counts_what_this_rank_finished(tmp_path, tiny_model_folder):
     request = draw_request()
     main(write_spec(tmp_path, tiny_model_folder, [request], units=[1, 4]))
-    progress = read_json(tmp_path / "progress" / "0.json")
-    assert (progress["done"], progress["total"]) == (12, 12)
-    assert 12 <= progress["tokens"] <= 12 * 12
+    assert read_json(tmp_path / "progress" / "0.json") == {"done": 12}
 
 
 def test_a_unit_does_not_depend_on_which_others_are_done(tmp_path, tiny_model_folder):
