@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rest_em.evaluation import Estimate, Evaluation, gain
 from rest_em.ledger import Ledger, read_status
+from rest_em.storage import is_locked
 
 ABSENT = "-"
 
@@ -117,7 +118,7 @@ def summarize_run(folder: Path) -> RunSummary:
     Raises:
         RunFolderError: `folder` is no run folder.
     """
-    status = read_status(folder)
+    status = _status(folder)
     records = {record["stage"]: record for record in Ledger(folder).records}
     numbers = sorted({int(found[1]) for name in records if (found := re.match(r"iteration-(\d+)/", name))})
     base = _evaluation(records, 0)
@@ -127,6 +128,18 @@ def summarize_run(folder: Path) -> RunSummary:
         iterations=[_summarize(records, number, base) for number in numbers],
         base_prompt=records["iteration-00/prompt"]["result"] if "iteration-00/prompt" in records else None,
     )
+
+
+def _status(folder: Path) -> dict[str, str]:
+    """Return the state of a run; one that says it is running and holds no lock has been killed."""
+    status = read_status(folder)
+    if status["state"] != "running" or is_locked(folder):
+        return status
+    status = read_status(folder)  # it may have ended between the two looks
+    if status["state"] != "running":
+        return status
+    message = f"{status['message'] or 'its process'} was killed; the same command goes on from here"
+    return status | {"state": "interrupted", "message": message}
 
 
 def _result(records: Mapping[str, Any], stage: str) -> Mapping[str, Any]:

@@ -99,11 +99,19 @@ def test_the_table_shows_what_the_json_has(tmp_path: Path) -> None:
     assert rows[-1][:6] == ["all", "-", "-", "-", "-", "154"]
 
 
+def test_a_run_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
+    write_status(tmp_path, "running", "process 7")
+    assert printed(summarize_run(tmp_path)).splitlines()[:2] == [
+        f"{tmp_path.name}: interrupted",
+        "process 7 was killed; the same command goes on from here",
+    ]
+
+
 @pytest.mark.parametrize("num_stages", range(len(RESULTS)))
 def test_a_run_can_be_shown_at_any_moment(tmp_path: Path, num_stages: int) -> None:
     summary = run_of(tmp_path, num_stages=num_stages, state="running")
     json.dumps(summary.to_json(), allow_nan=False)
-    assert "running" in printed(summary)
+    assert "interrupted" in printed(summary)
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
