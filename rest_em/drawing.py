@@ -295,14 +295,15 @@ def _count_samples(graded: Sequence[GradedSolution]) -> dict[str, int]:
 
 
 def _count_verdicts(graded: Sequence[GradedSolution]) -> dict[str, int]:
-    correct = [one.solution.problem_id for one in graded if one.verdict is Verdict.CORRECT]
+    judged = [one for one in graded if one.verdict is not Verdict.UNSCORABLE]
+    correct = [one.solution.problem_id for one in judged if one.verdict is Verdict.CORRECT]
     return {
         "num_problems": len({one.solution.problem_id for one in graded}),
         "num_solutions": len(graded),
         "num_correct": len(correct),
         "num_solved": len(set(correct)),
-        "num_unscorable": sum(one.verdict is Verdict.UNSCORABLE for one in graded),
-        "num_without_answer": sum(one.answer is None for one in graded),
+        "num_unscorable": len(graded) - len(judged),
+        "num_without_answer": sum(one.answer is None for one in judged),
     }
 
 

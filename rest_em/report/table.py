@@ -24,9 +24,9 @@ class IterationSummary:
 
     Example:
         IterationSummary(1, evaluation, gain, num_sampled=3200, num_correct=400, num_distinct=300,
-                         num_kept=250, num_problems=400, num_solved=150, num_without_answer=90,
-                         num_truncated=12, num_tokens=70000, validation=[0.2, 0.5], chosen=1,
-                         seconds={"sample": 60.0})
+                         num_kept=250, num_problems=400, num_solved=150, num_unscorable=0,
+                         num_without_answer=90, num_truncated=12, num_tokens=70000,
+                         validation=[0.2, 0.5], chosen=1, seconds={"sample": 60.0})
     """
 
     iteration: int
@@ -43,6 +43,8 @@ class IterationSummary:
     """Training problems."""
     num_solved: int
     """Training problems with a correct sample."""
+    num_unscorable: int
+    """Samples that could not be judged; neither correct nor wrong, nor without an answer."""
     num_without_answer: int
     num_truncated: int
     num_tokens: int
@@ -57,6 +59,7 @@ class IterationSummary:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value; rates are in [0, 1], None is what has not been measured."""
         measured = self.evaluation
+        num_judged = self.num_sampled - self.num_unscorable
         return {
             "iteration": self.iteration,
             "pass_at": {str(k): _interval(one) for k, one in measured.pass_at.items()} if measured else {},
@@ -67,14 +70,16 @@ class IterationSummary:
             "num_test_problems": measured.num_problems if measured else None,
             "test": measured.to_json() if measured else None,
             "num_sampled": self.num_sampled,
+            "num_unscorable": self.num_unscorable,
             "num_correct": self.num_correct,
             "num_distinct": self.num_distinct,
             "num_kept": self.num_kept,
             "num_problems": self.num_problems,
-            "success_rate": _share(self.num_correct, self.num_sampled),
+            "success_rate": _share(self.num_correct, num_judged),
             "coverage": _share(self.num_solved, self.num_problems),
-            "no_answer": _share(self.num_without_answer, self.num_sampled),
+            "no_answer": _share(self.num_without_answer, num_judged),
             "truncated": _share(self.num_truncated, self.num_sampled),
+            "unscorable": _share(self.num_unscorable, self.num_sampled),
             "num_tokens": self.num_tokens,
             "validation": list(self.validation),
             "chosen_epoch": self.chosen,
@@ -172,6 +177,7 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         num_kept=dataset.get("num_kept", 0),
         num_problems=verdicts.get("num_problems", 0),
         num_solved=verdicts.get("num_solved", 0),
+        num_unscorable=verdicts.get("num_unscorable", 0),
         num_without_answer=verdicts.get("num_without_answer", 0),
         num_truncated=samples.get("num_truncated", 0),
         num_tokens=samples.get("num_tokens", 0),
@@ -216,8 +222,8 @@ def _test_table(summary: RunSummary) -> Table:
     measured = [one.evaluation for one in summary.iterations if one.evaluation]
     num = measured[0].num_problems if measured else 0
     table = _table(f"{num} test problems, % with interval; pass@1 is greedy")
-    pass_at = [k for k in (measured[0].pass_at if measured else ()) if k != 1]
-    majority_at = list(measured[0].majority_at) if measured else []
+    pass_at = sorted({k for one in measured for k in one.pass_at} - {1})
+    majority_at = sorted({k for one in measured for k in one.majority_at})
     for heading in ("iteration", "pass@1", "gain over base"):
         table.add_column(heading, justify="right")
     for heading in [f"pass@{k}" for k in pass_at] + [f"maj@{k}" for k in majority_at]:
@@ -233,8 +239,8 @@ def _test_table(summary: RunSummary) -> Table:
             _name(one),
             _estimate(result.pass_at.get(1)),
             _estimate(one.gain, signed=True),
-            *(_estimate(result.pass_at[k]) for k in pass_at),
-            *(_estimate(result.majority_at[k]) for k in majority_at),
+            *(_estimate(result.pass_at.get(k)) for k in pass_at),
+            *(_estimate(result.majority_at.get(k)) for k in majority_at),
             *(
                 _percent(share)
                 for share in (
@@ -247,9 +253,10 @@ def _test_table(summary: RunSummary) -> Table:
 
 def _training_table(summary: RunSummary) -> Table:
     table = _table("training problems: the E-step and what it leaves to train on")
+    has_unscorable = any(one.num_unscorable for one in summary.iterations)
     headings = (
         "iteration", "sampled", "correct", "success", "coverage", "distinct", "kept", "no answer",
-        "truncated", "tokens",
+        "truncated", *(("unscorable",) if has_unscorable else ()), "tokens",
     )  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -267,6 +274,7 @@ def _training_table(summary: RunSummary) -> Table:
             f"{one.num_kept:,}",
             _percent(values["no_answer"]),
             _percent(values["truncated"]),
+            *((_percent(values["unscorable"]),) if has_unscorable else ()),
             f"{one.num_tokens:,}",
         )
     return table

@@ -99,6 +99,33 @@ def test_the_table_shows_what_the_json_has(tmp_path: Path) -> None:
     assert rows[-1][:6] == ["all", "-", "-", "-", "-", "154"]
 
 
+def test_what_could_not_be_judged_is_neither_wrong_nor_without_an_answer(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    verdicts = {"num_problems": 4, "num_solutions": 10, "num_correct": 4, "num_solved": 2}
+    verdicts |= {"num_unscorable": 2, "num_without_answer": 1}
+    ledger.append(Stage("iteration-01/verdicts", {}), verdicts, seconds=0.0)
+    write_status(tmp_path, "finished")
+    summary = summarize_run(tmp_path)
+    (first,) = summary.to_json()["iterations"]
+    assert (first["num_unscorable"], first["unscorable"]) == (2, 0.2)
+    assert (first["success_rate"], first["no_answer"]) == (0.5, 0.125)
+    rows = [line.split() for line in printed(summary).splitlines()]
+    assert ["1", "10", "4", "50.0", "50.0", "0", "0", "12.5", "0.0", "20.0", "0"] in rows
+
+
+def test_iterations_may_be_measured_with_different_k(tmp_path: Path) -> None:
+    run_of(tmp_path)
+    other = evaluation(3)
+    other["pass_at"].pop("2")
+    other["majority_at"].pop("2")
+    Ledger(tmp_path).append(
+        Stage("iteration-02/evals/test/metrics", {"confidence": 0.95}), other, seconds=0.0
+    )
+    rows = [line.split() for line in printed(summarize_run(tmp_path)).splitlines()]
+    (second,) = [row for row in rows if row[:2] == ["2", "75.0"]]
+    assert second.count("-") == 2
+
+
 def test_a_run_that_was_killed_is_not_called_running(tmp_path: Path) -> None:
     write_status(tmp_path, "running", "process 7")
     assert printed(summarize_run(tmp_path)).splitlines()[:2] == [
