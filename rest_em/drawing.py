@@ -271,14 +271,22 @@ class _Intake:
         unscorable = [each for each in graded if each.verdict is Verdict.UNSCORABLE]
         check_unscorable(unscorable, len(graded), run.recipe.reward, draw.name)
         if run.ledger.result(draw.samples) is None:
-            last = {
-                point["unit"]: point["seconds"]
-                for point in read_lines(run.folder / "metrics.jsonl")
-                if point.get("stage") == draw.samples.name
-            }
-            seconds = sum(last.values())
+            seconds = _seconds_of(run.folder, draw)
             run.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
         run.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=0.0)
+
+
+def _seconds_of(folder: Path, draw: Draw) -> float:
+    """Return what the units of a draw took.
+
+    Each counts as it was drawn last; an earlier draw of that name, reset since, may have had more of them.
+    """
+    last = {
+        point["unit"]: point["seconds"]
+        for point in read_lines(folder / "metrics.jsonl")
+        if point.get("stage") == draw.samples.name and point["unit"] < _num_units(draw)
+    }
+    return float(sum(last.values()))
 
 
 def _done_by_ranks(folder: Path) -> int:

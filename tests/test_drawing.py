@@ -10,11 +10,12 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.drawing import Draw, plan_draw
+from rest_em.drawing import Draw, _seconds_of, plan_draw
 from rest_em.ledger import Ledger
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
 from rest_em.run import ProblemSets, PromptedPolicy, Run
+from rest_em.storage import append_line
 from rest_em.types import Policy, SamplingParams
 
 
@@ -35,10 +36,10 @@ def start() -> Run:
 
 
 def validation_draw(run: Run) -> Draw:
-    """Return the greedy draw of the three validation problems."""
+    """Return a draw of the three validation problems, each a unit of four solutions."""
     prompted = PromptedPolicy(Policy("base", 0), run.base_prompts[0])
     problems = run.problems.rendered("validation", prompted.prompt)
-    params = SamplingParams(num_samples=1, max_new_tokens=4, temperature=0.0)
+    params = SamplingParams(num_samples=4, max_new_tokens=4, temperature=1.0)
     return plan_draw(run, "iteration-00/x", prompted, problems, params, title="x", iteration=0)
 
 
@@ -58,3 +59,17 @@ def test_a_run_knows_what_each_of_its_prompts_depends_on(run: Run) -> None:
     shown, bare = run.base_prompts
     assert run.prompt_inputs(shown)["examples"] != run.prompt_inputs(bare)["examples"]
     assert run.prompt_inputs(run.tuned_prompt) == run.prompt_inputs(run.training_prompt)
+
+
+def test_the_time_of_a_draw_is_that_of_its_own_units_as_drawn_last(run: Run) -> None:
+    draw = validation_draw(run)
+    for stage, unit, seconds in (
+        (draw.samples.name, 0, 100.0),
+        (draw.samples.name, 3, 100.0),
+        (draw.samples.name, 0, 1.0),
+        (draw.samples.name, 2, 4.0),
+        ("iteration-00/y/samples", 1, 100.0),
+    ):
+        append_line(run.folder / "metrics.jsonl", {"stage": stage, "unit": unit, "seconds": seconds})
+    append_line(run.folder / "metrics.jsonl", {"loss": 1.0})
+    assert _seconds_of(run.folder, draw) == 5.0
