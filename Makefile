@@ -14,7 +14,8 @@ help:  ## list the targets
 PYTHON_CHECK = import sys; sys.version_info >= (3, 11) or sys.exit("make: $(1) is Python %d.%d; 3.11 or newer \
 is wanted: name one as in PYTHON=python3.12, after make clean if $(VENV) is there" % sys.version_info[:2])
 
-# torch comes first and pinned: without the pin its newest build brings several GB of CUDA packages.
+# torch comes first, so that the package index alone decides which build of the pinned version comes: an index of
+# CPU builds spares a machine without a GPU several GB of CUDA packages.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(call PYTHON_CHECK,$(PYTHON))'
 	$(PYTHON) -m venv $(VENV)

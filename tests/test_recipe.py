@@ -583,7 +583,8 @@ def test_files_that_are_not_there_are_told_with_their_line(load: Load, tmp_path:
         f"x.yaml:4: problems.test.path is {tmp_path}/test.jsonl, {nothing}",
         f"--set {option}: prompt.base[0].examples is {tmp_path}/e.jsonl, {nothing}",
         f"x.yaml:7: reward.name is {tmp_path}/judge.py, {nothing}",
-        f"x.yaml:1: model.name_or_path is {tmp_path}/base, {nothing}",
+        f"x.yaml:1: model.name_or_path is {tmp_path}/base, {nothing}; "
+        "--set model.name_or_path=FOLDER-OR-HUB-ID names another",
     ]
 
 

@@ -130,8 +130,9 @@ def check_files(recipe: Recipe) -> None:
         paths["reward.name"] = reward_file
     if _is_path(recipe.model.name_or_path):
         paths["model.name_or_path"] = recipe.model.name_or_path
+    advice = {"model.name_or_path": "; --set model.name_or_path=FOLDER-OR-HUB-ID names another"}
     missing = [
-        f"{recipe.place(key)}: {key} is {path}, and there is no such file or folder"
+        f"{recipe.place(key)}: {key} is {path}, and there is no such file or folder{advice.get(key, '')}"
         for key, path in paths.items()
         if not Path(path).exists()
     ]
