@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
-from rest_em.errors import RunFolderError
+from rest_em.errors import RewardError, RunFolderError
 from rest_em.evaluation import Evaluation, summarize
 from rest_em.ledger import Stage
 from rest_em.run import PromptedPolicy, Run
@@ -51,7 +51,7 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
     candidates = [PromptedPolicy(base, variant) for variant in run.base_prompts]
     names = [str(candidate.prompt.name) for candidate in candidates]
     draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
-    scores = _scores(draw_and_judge(run, draws))
+    scores = _scores(draws, draw_and_judge(run, draws))
     best = scores.index(max(scores))
     stage = Stage("iteration-00/prompt", {"candidates": names}, after=tuple(draw.verdicts for draw in draws))
     if run.ledger.result(stage) is None:
@@ -121,7 +121,7 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     )
     result = run.ledger.result(choice)
     if result is None:
-        scores = _scores(draw_and_judge(run, draws))
+        scores = _scores(draws, draw_and_judge(run, draws))
         result = {"chosen": walk_forward(scores, rule), "validation": scores}
         run.ledger.append(choice, result, seconds=0.0)
     folder = _keep_chosen(run.folder / name, result["chosen"])
@@ -221,12 +221,22 @@ def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
     return plan_draw(run, folder, prompted, problems, _greedy(run), title=title, iteration=iteration)
 
 
-def _scores(judged: Sequence[Sequence[GradedSolution]]) -> list[float]:
-    """Return each draw's share of correct solutions among those that could be judged."""
+def _scores(draws: Sequence[Draw], judged: Sequence[Sequence[GradedSolution]]) -> list[float]:
+    """Return each draw's share of correct solutions among those that could be judged.
+
+    Raises:
+        RewardError: none of a draw could be, so there is nothing to choose by.
+    """
     scores = []
-    for graded in judged:
+    for draw, graded in zip(draws, judged, strict=True):
         verdicts = [one.verdict for one in graded if one.verdict is not Verdict.UNSCORABLE]
-        scores.append(sum(verdict is Verdict.CORRECT for verdict in verdicts) / max(len(verdicts), 1))
+        if not verdicts:
+            raise RewardError(
+                f"{draw.name}: none of its {len(graded)} solutions could be judged, so no model can be "
+                "chosen by them; mend the reward or its references, and judge again with "
+                "--from-stage '*/verdicts'"
+            )
+        scores.append(sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts))
     return scores
 
 

@@ -130,11 +130,15 @@ def _verdict_path(run: Run, draw: Draw, unit: int) -> Path:
 
 
 def _read(run: Run, draw: Draw) -> list[GradedSolution]:
-    return [
-        graded
-        for unit in range(_num_units(draw))
-        for graded in read_graded(_verdict_path(run, draw, unit), read_solutions(_unit_path(run, draw, unit)))
-    ]
+    """Return a finished draw; every solution has its verdict."""
+    judged: list[GradedSolution] = []
+    for unit in range(_num_units(draw)):
+        path = _verdict_path(run, draw, unit)
+        solutions = read_solutions(_unit_path(run, draw, unit))
+        graded = read_graded(path, solutions)
+        assert len(graded) == len(solutions), f"{path}: {len(graded)} verdicts on {len(solutions)} solutions"
+        judged += graded
+    return judged
 
 
 class _OpenDraw:

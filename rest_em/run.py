@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rest_em.errors import RunInterruptedError
+from rest_em.errors import ProblemError, RunInterruptedError
 from rest_em.ledger import Ledger, Stage
 from rest_em.problems import (
     base_variants,
@@ -59,13 +59,19 @@ class ProblemSets:
         """Read all three sets, so that mistakes show before anything is drawn.
 
         Raises:
-            ProblemError: as `rendered`, or a problem is in two of the sets.
+            ProblemError: as `rendered`, a problem is in two of the sets, or none is for validation.
         """
         train, validation, test = (
             self.rendered("train", variant),
             self.rendered("validation", variant),
             self.rendered("test", variant),
         )
+        if not validation:
+            raise ProblemError(
+                f"problems.validation: there is no problem to validate on; name a file there, or give "
+                f"problems.train at least 2 problems (found {len(train)}), of which "
+                f"problems.validation_fraction sets some aside"
+            )
         check_disjoint(train, validation, test)
 
     def _render(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:

@@ -13,13 +13,14 @@ import tiny_run
 from rich.console import Console
 
 from rest_em.algorithm import _keep_chosen, _scores, _train, _what_matters, walk_forward
-from rest_em.errors import RunFolderError
+from rest_em.drawing import Draw
+from rest_em.errors import RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage
-from rest_em.recipe import TrainingSection, load_recipe
+from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
 from rest_em.report.progress import Progress
-from rest_em.run import ProblemSets, Run
+from rest_em.run import ProblemSets, PromptedPolicy, Run
 from rest_em.storage import write_json
-from rest_em.types import GradedSolution, Solution, Verdict
+from rest_em.types import DrawRequest, GradedSolution, Policy, SamplingParams, Solution, Verdict
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,26 @@ def judged(*verdicts: Verdict) -> list[GradedSolution]:
     ]
 
 
+def draw(prompt: str) -> Draw:
+    """Return a draw of the base model on D_val."""
+    name = f"iteration-00/validation/{prompt}"
+    request = DrawRequest(f"{name}/samples", (), SamplingParams(1, 4, 0.0), 0, 0, 4, 1)
+    prompted = PromptedPolicy(Policy("base", 0), PromptVariant(name=prompt))
+    samples = Stage(f"{name}/samples", {})
+    return Draw(name, "validation 0", prompted, request, samples, Stage(f"{name}/verdicts", {}, (samples,)))
+
+
 def test_a_score_leaves_out_what_could_not_be_judged() -> None:
     correct, wrong, unscorable = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNSCORABLE
-    assert _scores([judged(correct, wrong, wrong, unscorable), judged(unscorable), judged(correct)]) == [
-        1 / 3,
-        0.0,
-        1.0,
-    ]
+    draws = [draw("bare"), draw("shown")]
+    assert _scores(draws, [judged(correct, wrong, wrong, unscorable), judged(correct)]) == [1 / 3, 1.0]
+
+
+def test_where_nothing_could_be_judged_there_is_no_score() -> None:
+    with pytest.raises(RewardError) as caught:
+        _scores([draw("bare")], [judged(Verdict.UNSCORABLE)])
+    assert "iteration-00/validation/bare: none of its 1 solutions could be judged" in str(caught.value)
+    assert "--from-stage '*/verdicts'" in str(caught.value)
 
 
 def trained(folder: Path, num_epochs: int = 3) -> Path:

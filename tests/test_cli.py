@@ -229,6 +229,16 @@ def test_a_stop_that_was_meant_for_an_earlier_run_does_not_stop_this_one(call: C
     assert not (folder / "stop").exists()
 
 
+def test_a_recipe_without_a_validation_problem_is_told_at_the_start(call: Call) -> None:
+    replace("tiny.yaml", "  validation: {path: validation.jsonl}\n", "")
+    only = Path("train.jsonl").read_text().splitlines()[0]
+    Path("train.jsonl").write_text(only + "\n")
+    said = call("check", "tiny.yaml")
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert said.err.startswith("error: problems.validation: there is no problem to validate on")
+    assert "problems.validation_fraction" in said.err
+
+
 def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) -> None:
     Path("runs").write_text("in the way")
     said = call("run", "tiny.yaml")

@@ -10,13 +10,13 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.drawing import Draw, _seconds_of, plan_draw
+from rest_em.drawing import Draw, _read, _seconds_of, _unit_path, _verdict_path, plan_draw
 from rest_em.ledger import Ledger
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
 from rest_em.run import ProblemSets, PromptedPolicy, Run
-from rest_em.storage import append_line
-from rest_em.types import Policy, SamplingParams
+from rest_em.storage import append_line, write_graded, write_solutions
+from rest_em.types import GradedSolution, Policy, SamplingParams, Solution, Verdict
 
 
 @pytest.fixture
@@ -73,3 +73,16 @@ def test_the_time_of_a_draw_is_that_of_its_own_units_as_drawn_last(run: Run) -> 
         append_line(run.folder / "metrics.jsonl", {"stage": stage, "unit": unit, "seconds": seconds})
     append_line(run.folder / "metrics.jsonl", {"loss": 1.0})
     assert _seconds_of(run.folder, draw) == 5.0
+
+
+def test_a_draw_of_which_a_verdict_is_missing_is_not_read(run: Run) -> None:
+    draw = validation_draw(run)
+    solutions = [Solution("p", index, 0, "4", token_ids=(5,), finish_reason="eos") for index in range(2)]
+    verdicts = [GradedSolution(one, Verdict.CORRECT, 1.0, "4", "") for one in solutions]
+    for unit in range(3):
+        write_solutions(_unit_path(run, draw, unit), solutions)
+        write_graded(_verdict_path(run, draw, unit), verdicts)
+    assert _read(run, draw) == verdicts * 3
+    write_graded(_verdict_path(run, draw, 1), verdicts[:1])
+    with pytest.raises(AssertionError, match="1 verdicts on 2 solutions"):
+        _read(run, draw)
