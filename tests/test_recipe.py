@@ -525,7 +525,7 @@ def test_keys_of_the_libraries_pass(load: Load) -> None:
         ("lora: {bias: some}", "lora.bias is 'some'; one of none, all, lora_only is wanted"),
         (
             "lora: {target_modules: [3]}",
-            "lora.target_modules is [3]; a list (each a text), a text or null is wanted",
+            "lora.target_modules is [3]; a text, a list (each a text) or null is wanted",
         ),
         ("lora: {eva_config: {}}", "lora.eva_config is {}; null is wanted"),
     ],

@@ -111,7 +111,15 @@ def _writable(annotation: Any) -> Any:
             members.append(member)
     if has_names and str in members:
         members.remove(str)
+    members.sort(
+        key=_rank
+    )  # typing caches unions, whose members then come in the order of the first equal one
     return functools.reduce(operator.or_, members) if members else None
+
+
+def _rank(member: Any) -> int:
+    plain = get_origin(member) or member
+    return _PLAIN.index(plain) if plain in _PLAIN else len(_PLAIN)
 
 
 def check_files(recipe: Recipe) -> None:
