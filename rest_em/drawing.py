@@ -17,7 +17,7 @@ from typing import Any
 from rest_em.ledger import Stage
 from rest_em.rewards.graders import check_unscorable
 from rest_em.run import PromptedPolicy, Run
-from rest_em.sampling.units import plan_units
+from rest_em.sampling.units import plan_units, unit_path
 from rest_em.storage import (
     append_line,
     content_hash,
@@ -122,7 +122,7 @@ def _num_units(draw: Draw) -> int:
 
 
 def _unit_path(run: Run, draw: Draw, unit: int) -> Path:
-    return run.folder / draw.samples.name / "units" / f"{unit:05d}.parquet"
+    return unit_path(run.folder / draw.samples.name, unit)
 
 
 def _verdict_path(run: Run, draw: Draw, unit: int) -> Path:

@@ -16,7 +16,7 @@ from rest_em.sampling.engine import make_sampler
 from rest_em.sampling.policy import load_policy
 from rest_em.sampling.progress import Progress
 from rest_em.sampling.tickets import tickets
-from rest_em.sampling.units import Unit, plan_units
+from rest_em.sampling.units import Unit, plan_units, unit_path
 from rest_em.storage import read_json, request_from_json, write_solutions
 from rest_em.types import DrawRequest, Sampler
 
@@ -30,11 +30,6 @@ class _Task:
     unit: Unit
     path: Path
     """Where its solutions go."""
-
-
-def unit_path(folder: Path, number: int) -> Path:
-    """Return where a draw's unit lies."""
-    return folder / "units" / f"{number:05d}.parquet"
 
 
 def main(spec: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ shape of a batch, so it is the unit, not the single solution, that comes out the
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 Unit = tuple[tuple[int, range], ...]
 """Problem positions in the request, each with the indices of its samples in this unit."""
@@ -36,3 +37,8 @@ def plan_units(num_problems: int, num_samples: int, unit_size: int) -> list[Unit
         for position in range(num_problems)
         for start in range(0, num_samples, step)
     ]
+
+
+def unit_path(folder: Path, number: int) -> Path:
+    """Return where the solutions of a draw's unit lie, below the folder of its samples."""
+    return folder / "units" / f"{number:05d}.parquet"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rest_em.sampling.policy import choose_dtype, load_policy
-from rest_em.sampling.stage import main, unit_path
+from rest_em.sampling.stage import main
+from rest_em.sampling.units import unit_path
 from rest_em.storage import read_json, read_solutions, request_to_json, write_json
 from rest_em.types import DrawRequest, Problem, SamplingParams
 
