@@ -111,9 +111,7 @@ def _writable(annotation: Any) -> Any:
             members.append(member)
     if has_names and str in members:
         members.remove(str)
-    members.sort(
-        key=_rank
-    )  # typing caches unions, whose members then come in the order of the first equal one
+    members.sort(key=_rank)  # typing caches unions: members come in the order of the first equal one
     return functools.reduce(operator.or_, members) if members else None
 
 
