@@ -535,6 +535,19 @@ def test_a_wrong_key_or_value_of_a_library_is_told(load: Load, section: str, tol
     assert lines_of(lambda: check_library_keys(recipe)) == [f"x.yaml:10: {told}"]
 
 
+def test_a_schedule_that_lacks_its_arguments_is_told(load: Load) -> None:
+    recipe = load("training: {lr_scheduler_type: warmup_stable_decay}\n")
+    (line,) = lines_of(lambda: check_library_keys(recipe))
+    assert line.startswith(
+        "x.yaml:10: training.lr_scheduler_type is 'warmup_stable_decay'; with these training.lr"
+    )
+    check_library_keys(
+        load(
+            "training: {lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 2}}\n"
+        )
+    )
+
+
 def test_a_name_in_an_enumeration_of_a_library_is_checked(load: Load) -> None:
     recipe = load("training: {lr_scheduler_type: cosin}\n")
     (line,) = lines_of(lambda: check_library_keys(recipe))

@@ -48,6 +48,8 @@ def check_library_keys(recipe: Recipe) -> None:
         known = {**theirs, **dict.fromkeys(TrainingSection.model_fields, Any)}
         lines += _wrong_keys(recipe, "training", recipe.training.model_extra, known)
         lines += _unusable_settings(recipe, recipe.training.model_extra)
+        if not lines:
+            lines += _unusable_schedule(recipe, recipe.training.model_extra)
     if recipe.lora:
         from peft import LoraConfig
 
@@ -95,6 +97,23 @@ def _unusable_settings(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[st
         unusable["warmup_steps"] = "a number >= 0 is wanted"
     for key, text in unusable.items():
         yield f"{recipe.place(f'training.{key}')}: training.{key} is {shown(values[key])}; {text}"
+
+
+def _unusable_schedule(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Make the schedule of the learning rate as the Trainer will; some want `lr_scheduler_kwargs`."""
+    import torch
+    from transformers import get_scheduler
+
+    options = values.get("lr_scheduler_kwargs")
+    if "lr_scheduler_type" not in values or not isinstance(options, dict | None):
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.training.learning_rate)
+    try:
+        get_scheduler(values["lr_scheduler_type"], optimizer, 0, 10, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError) as error:
+        name = "training.lr_scheduler_type"
+        found = f"{name} is {shown(values['lr_scheduler_type'])}"
+        yield f"{recipe.place(name)}: {found}; with these training.lr_scheduler_kwargs it fails: {error}"
 
 
 def _writable(annotation: Any) -> Any:
