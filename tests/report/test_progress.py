@@ -24,7 +24,7 @@ def show(console: Console) -> None:
     progress.say("finished [already]")
 
 
-def test_plain_lines_where_the_output_is_no_terminal_and_no_rate_before_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLAIN_SECONDS", 0.0)
     output = io.StringIO()
     show(Console(file=output, width=20))
