@@ -454,9 +454,9 @@ def test_the_canary_stops_a_plugin_that_cannot_judge_an_empty_solution(plugin: P
 
 def test_the_canary_tells_the_place_of_a_reward_that_is_not_there() -> None:
     with pytest.raises(
-        RewardError, match=r"^x\.yaml:9: reward\.name: unknown name 'numberr'; did you mean number"
+        RewardError, match=r"^x\.yaml:9: reward\.name: unknown name 'number_'; did you mean number"
     ):
-        canary(RewardSection(name="numberr"), PROBLEM, "x.yaml:9")
+        canary(RewardSection(name="number_"), PROBLEM, "x.yaml:9")
 
 
 def test_the_canary_lets_a_plugin_say_that_it_cannot_judge(plugin: Plugin) -> None:
