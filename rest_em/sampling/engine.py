@@ -30,10 +30,14 @@ from rest_em.types import DrawRequest, Problem, Sampler, Solution
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TRIAL_TOKENS = ((3, 4, 5, 6, 7, 8, 9), (3, 4, 10, 11, 12, 13))
-"""Two short sequences with a common head, any ids."""
+TRIAL_SHARES = ((0.21, 0.47, 0.33, 0.72, 0.58, 0.15, 0.64), (0.21, 0.47, 0.39, 0.81, 0.27, 0.53))
+"""Two short sequences with a common head, ids as shares of the vocabulary.
+
+From its middle: the first ids are often special tokens with untrained embeddings, whose bfloat16 logits may
+differ by their own size between any two ways to compute them (seen: 0.17 to 3.3 on tuned models).
+"""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
-"""How far the two ways' logits may differ, relative to their size; SmolLM2-135M: 6e-7, 0.012, 0.024."""
+"""How far the two ways' logits may differ, relative to their size; seen in bfloat16: at most 0.036."""
 
 
 def make_sampler(policy: LoadedPolicy, attn_implementation: str, observe: Observer) -> Sampler:
@@ -84,9 +88,7 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
         return "its attention cannot be set"
     if model._is_stateful:
         return "it keeps a state that is no key-value cache"
-    tokens = (
-        torch.tensor(TRIAL_TOKENS[0], device=model.device)[None] % model.config.get_text_config().vocab_size
-    )
+    tokens = torch.tensor([_trial_sequences(model)[0]], device=model.device)
     try:
         with torch.inference_mode():
             expected = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
@@ -103,10 +105,15 @@ def unsupported_reason(model: PreTrainedModel) -> str | None:
     return None
 
 
+def _trial_sequences(model: PreTrainedModel) -> list[list[int]]:
+    vocabulary = model.config.get_text_config().vocab_size
+    return [[int(share * vocabulary) for share in shares] for shares in TRIAL_SHARES]
+
+
 def _try_three_passes(model: PreTrainedModel) -> torch.Tensor:
     """Return the logits after the first trial sequence, its last token decoded beside a shorter row."""
-    device, vocabulary = model.device, model.config.get_text_config().vocab_size
-    long, short = ([token % vocabulary for token in tokens] for tokens in TRIAL_TOKENS)
+    device = model.device
+    long, short = _trial_sequences(model)
     head, prompts = HeadAttention(), PromptAttention(HeadAttention())
     forward(model, head, torch.tensor([long[:2]], device=device), torch.arange(2, device=device)[None], 1)
     prompts = PromptAttention(head)
