@@ -146,7 +146,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     from rest_em.report.table import print_summary, summarize_run
     from rest_em.rewards.graders import Graders
     from rest_em.run import Run
-    from rest_em.storage import FolderLock, write_text
+    from rest_em.storage import FolderLock, remove_leftovers, write_text
 
     recipe = load_recipe(path, overrides)
     folder = Path("runs") / run_name_of(path, recipe)
@@ -155,6 +155,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         lock = FolderLock(folder)
         stack.callback(lock.release)
         (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
+        remove_leftovers(folder)
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
         problems = _check(recipe, num_ranks=ranks.world_size)

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+LEFTOVER = re.compile(r"\..+\.\d+")
+"""What `replacing` calls a temporary neighbour: .name.host.process."""
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     """Give a temporary neighbour of `path` to write to, which then takes its place; on failure it goes.
@@ -52,6 +57,13 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
             _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed; nobody may be writing now."""
+    for path in list(folder.rglob(".*")):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _flush_to_disk(path: Path) -> None:

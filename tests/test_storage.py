@@ -26,6 +26,7 @@ from rest_em.storage import (
     read_json,
     read_lines,
     read_solutions,
+    remove_leftovers,
     replacing,
     replacing_folder,
     request_from_json,
@@ -254,3 +255,14 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> Non
     assert "start from a folder in which you may write" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOTDIR
+
+
+def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = tmp_path / "units" / ".00003.parquet.node-0.4711"
+    kept = [tmp_path / "units" / "00002.parquet", tmp_path / ".lock", tmp_path / ".nonce"]
+    for path in (left, *kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    remove_leftovers(tmp_path)
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
