@@ -1,8 +1,7 @@
-"""Make the quickstart's problems: integer arithmetic, seeded, the three sets disjoint.
+"""Make the quickstart's problems: sums of two-digit numbers, seeded; no sum is in two of the files.
 
     python recipes/quickstart/make_problems.py
 
-Half are `a + b` and a quarter `a - b` with two-digit numbers, a quarter `(a + b) * c` with smaller ones.
 The files that it writes beside itself are shipped; the same seed writes the same files.
 """
 
@@ -14,43 +13,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SEED = 2312_06585
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 800, 100, 200
+NUM_EXAMPLES, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2, 360, 100, 200
 
 
-def draw_problem(rng: random.Random, kind: int) -> tuple[str, str, int]:
-    """Return an expression, the same with its summands swapped, and its value.
-
-    Kind 0 and 1 are sums, 2 a difference (which has no swapped form), 3 a product of a sum.
-    """
-    if kind == 2:
-        smaller, larger = sorted((rng.randint(10, 99), rng.randint(10, 99)))
-        return f"{larger} - {smaller}", f"{larger} - {smaller}", larger - smaller
-    if kind == 3:
-        a, b, c = rng.randint(2, 12), rng.randint(2, 12), rng.randint(2, 9)
-        return f"({a} + {b}) * {c}", f"({b} + {a}) * {c}", (a + b) * c
-    a, b = rng.randint(10, 99), rng.randint(10, 99)
-    return f"{a} + {b}", f"{b} + {a}", a + b
-
-
-def distinct_problems(rng: random.Random) -> Iterator[dict[str, str]]:
-    """Give problems without end, the kinds in turn, none twice or with its summands swapped."""
-    seen: set[str] = set()
+def distinct_sums(rng: random.Random) -> Iterator[tuple[str, int]]:
+    """Give up to 4,095 expressions and their values, none twice or with its summands swapped."""
+    seen: set[tuple[int, int]] = set()
     while True:
-        for kind in range(4):
-            expression, swapped, value = draw_problem(rng, kind)
-            while expression in seen:
-                expression, swapped, value = draw_problem(rng, kind)
-            seen |= {expression, swapped}
-            yield {"expression": expression, "answer": str(value)}
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        if (a, b) not in seen:
+            seen |= {(a, b), (b, a)}
+            yield f"{a} + {b}", a + b
+
+
+def write_rows(name: str, rows: list[dict[str, str]]) -> None:
+    """Write a JSONL file beside this script."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (Path(__file__).parent / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    """Write train.jsonl, validation.jsonl and test.jsonl."""
-    folder = Path(__file__).parent
-    problems = distinct_problems(random.Random(SEED))
+    """Write the worked examples and the three sets of problems."""
+    sums = distinct_sums(random.Random(SEED))
+    shots = [next(sums) for _ in range(NUM_EXAMPLES)]
+    write_rows("examples", [{"expression": e, "solution": f" {e} = {value}"} for e, value in shots])
     for name, size in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION), ("test", NUM_TEST)):
-        rows = [json.dumps({"id": f"{name}-{k}"} | next(problems)) for k in range(size)]
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        problems = [next(sums) for _ in range(size)]
+        rows = [
+            {"id": f"{name}-{k}", "expression": e, "answer": str(value)}
+            for k, (e, value) in enumerate(problems)
+        ]
+        write_rows(name, rows)
 
 
 if __name__ == "__main__":
