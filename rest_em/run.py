@@ -13,6 +13,8 @@ from rest_em.ledger import Ledger, Stage
 from rest_em.problems import (
     base_variants,
     check_disjoint,
+    check_not_shown,
+    example_prompts,
     load_problems,
     resolve_variant,
     split_validation,
@@ -59,7 +61,8 @@ class ProblemSets:
         """Read all three sets, so that mistakes show before anything is drawn.
 
         Raises:
-            ProblemError: as `rendered`, a problem is in two of the sets, or none is for validation.
+            ProblemError: as `rendered`, a problem is in two of the sets, none is for validation, or one of
+                validation or test is a worked example of the prompt.
         """
         train, validation, test = (
             self.rendered("train", variant),
@@ -73,6 +76,12 @@ class ProblemSets:
                 f"problems.validation_fraction sets some aside"
             )
         check_disjoint(train, validation, test)
+        bare = variant.model_copy(update={"num_examples": 0})
+        check_not_shown(
+            example_prompts(self._recipe.prompt, variant),
+            self.rendered("validation", bare),
+            self.rendered("test", bare),
+        )
 
     def _render(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
         section, prompt = self._recipe.problems, self._recipe.prompt

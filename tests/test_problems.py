@@ -16,6 +16,8 @@ from rest_em.errors import ProblemError
 from rest_em.problems import (
     base_variants,
     check_disjoint,
+    check_not_shown,
+    example_prompts,
     load_problems,
     resolve_variant,
     split_validation,
@@ -556,3 +558,23 @@ def test_an_id_in_two_sets_is_told() -> None:
         "problems.validation: 1 of 1 problems are also in train, first 'a', "
         "which has the id of one of train; the sets must be disjoint"
     )
+
+
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_a_problem_that_the_prompt_shows_solved_is_told_with_its_place(chat_template: bool) -> None:
+    prompt = shots(chat_template=chat_template)
+    asked = jsonl("test.jsonl", [*ROWS, {"question": "6 + 1", "answer": "7"}])
+    bare = load(asked, prompt, variant=PromptVariant(num_examples=0))
+    examples = example_prompts(prompt, PromptVariant())
+    assert told(lambda: check_not_shown(examples, (), bare)) == (
+        f"problems.test: 1 of 3 problems are also worked examples of the prompt, first {bare[2].id!r} at "
+        "shots.jsonl:2; what is shown solved measures nothing: take it out of one of them"
+    )
+    assert told(lambda: check_not_shown(examples, bare, ())).startswith("problems.validation: 1 of 3")
+
+
+def test_examples_that_are_not_shown_may_be_problems() -> None:
+    prompt = shots(num_examples=1)
+    bare = load(jsonl("test.jsonl", [{"question": "6 + 1", "answer": "7"}]), prompt)
+    check_not_shown(example_prompts(prompt, PromptVariant()), bare, bare)
+    check_not_shown(example_prompts(PLAIN, PromptVariant()), bare, bare)

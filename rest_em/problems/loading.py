@@ -11,7 +11,7 @@ from rest_em.errors import ProblemError
 from rest_em.problems.prompts import Prompt, resolve_variant
 from rest_em.problems.rows import Row, column_of, read_rows, row_hash
 from rest_em.recipe import ProblemSource, ProblemsSection, PromptSection, PromptVariant
-from rest_em.types import Problem
+from rest_em.types import Messages, Problem
 
 
 def load_problems(
@@ -103,11 +103,13 @@ def check_disjoint(train: Sequence[Problem], validation: Sequence[Problem], test
     sets = {"train": train, "validation": validation, "test": test}
     for one, other in (("train", "test"), ("validation", "test"), ("train", "validation")):
         ids = {problem.id for problem in sets[one]}
-        prompts = {_text_of(problem): problem.id for problem in sets[one]}
-        shared = [problem for problem in sets[other] if problem.id in ids or _text_of(problem) in prompts]
+        prompts = {_text_of(problem.prompt): problem.id for problem in sets[one]}
+        shared = [
+            problem for problem in sets[other] if problem.id in ids or _text_of(problem.prompt) in prompts
+        ]
         if shared:
             first = shared[0]
-            same = prompts.get(_text_of(first))
+            same = prompts.get(_text_of(first.prompt))
             what = f"has the prompt of {one} {same!r}" if same is not None else f"has the id of one of {one}"
             raise ProblemError(
                 f"problems.{other}: {len(shared)} of {len(sets[other])} problems are also in {one}, "
@@ -115,5 +117,28 @@ def check_disjoint(train: Sequence[Problem], validation: Sequence[Problem], test
             )
 
 
-def _text_of(problem: Problem) -> str:
-    return problem.prompt if isinstance(problem.prompt, str) else json.dumps(problem.prompt, sort_keys=True)
+def check_not_shown(
+    examples: Sequence[tuple[str | Messages, str]], validation: Sequence[Problem], test: Sequence[Problem]
+) -> None:
+    """Check that no problem to decide on or to measure on is a worked example of the prompt.
+
+    Args:
+        examples: as `example_prompts` returns them.
+        validation: rendered without examples, as `test` is.
+
+    Raises:
+        ProblemError: some are; it names the first and how many there are.
+    """
+    places = {_text_of(prompt): place for prompt, place in examples}
+    for name, problems in (("test", test), ("validation", validation)):
+        shown = [problem for problem in problems if _text_of(problem.prompt) in places]
+        if shown:
+            raise ProblemError(
+                f"problems.{name}: {len(shown)} of {len(problems)} problems are also worked examples of the "
+                f"prompt, first {shown[0].id!r} at {places[_text_of(shown[0].prompt)]}; what is shown solved "
+                "measures nothing: take it out of one of them"
+            )
+
+
+def _text_of(prompt: str | Messages) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)

@@ -95,6 +95,13 @@ def _worked_solution(row: Row, column: str) -> str:
     return solution
 
 
+def example_prompts(prompt: PromptSection, variant: PromptVariant) -> list[tuple[str | Messages, str]]:
+    """Return what each worked example of a variant asks, as a problem without examples, and its place."""
+    resolved = resolve_variant(prompt, variant)
+    ask = Prompt(prompt, resolved.model_copy(update={"num_examples": 0}))
+    return [(ask(row), row.place) for row in _examples(resolved)]
+
+
 def resolve_variant(prompt: PromptSection, variant: PromptVariant) -> PromptVariant:
     """Return a variant with everything said: what it inherits, how many examples it shows, and its name.
 
