@@ -9,6 +9,7 @@ How solutions are drawn and judged is in `drawing`, `sampling` and `rewards`; ho
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.evaluation import Evaluation, summarize
-from rest_em.ledger import Stage
+from rest_em.ledger import NotDoneError, Stage
 from rest_em.run import PromptedPolicy, Run
 from rest_em.selection import select
 from rest_em.storage import read_json, write_examples
@@ -45,19 +46,28 @@ def rest_em(run: Run) -> Policy:
     return policy.policy
 
 
+def survey(run: Run) -> None:
+    """Walk over what is done with a ledger that is a survey: it notes what a changed recipe concerns."""
+    assert run.ledger.is_survey
+    with contextlib.suppress(NotDoneError):
+        rest_em(run)
+
+
 def choose_base_prompt(run: Run) -> PromptedPolicy:
     """Return the base with the prompt that serves it best on D_val (greedy pass@1; the first of equals)."""
     base = Policy(run.recipe.model.name_or_path, iteration=0)
     candidates = [PromptedPolicy(base, variant) for variant in run.base_prompts]
     names = [str(candidate.prompt.name) for candidate in candidates]
     draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
-    scores = _scores(draws, draw_and_judge(run, draws))
-    best = scores.index(max(scores))
+    judged = draw_and_judge(run, draws)
     stage = Stage("iteration-00/prompt", {"candidates": names}, after=tuple(draw.verdicts for draw in draws))
-    if run.ledger.result(stage) is None:
-        result = {"chosen": names[best], "validation": dict(zip(names, scores, strict=True))}
+    result = run.ledger.result(stage)
+    if result is None:
+        scores = _scores(draws, judged)
+        chosen = names[scores.index(max(scores))]
+        result = {"chosen": chosen, "validation": dict(zip(names, scores, strict=True))}
         run.ledger.append(stage, result, seconds=0.0)
-    return candidates[best]
+    return candidates[names.index(result["chosen"])]
 
 
 def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[GradedSolution], Stage]:
@@ -107,8 +117,8 @@ def select_dataset(
 def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int) -> PromptedPolicy:
     """M-step: tune the base on D_i; return the checkpoint that D_val chooses, the base among them."""
     name = f"iteration-{iteration:02d}"
-    is_chosen = any(record["stage"] == f"{name}/policy" for record in run.ledger.records)
-    trained, checkpoints = _train(run, dataset, iteration=iteration, needs_checkpoints=not is_chosen)
+    needs_checkpoints = not run.ledger.is_done(f"{name}/policy") and not run.ledger.is_survey
+    trained, checkpoints = _train(run, dataset, iteration=iteration, needs_checkpoints=needs_checkpoints)
     tuned = run.tuned_prompt
     candidates = [base] + [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
@@ -124,10 +134,11 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
         scores = _scores(draws, draw_and_judge(run, draws))
         result = {"chosen": walk_forward(scores, rule), "validation": scores}
         run.ledger.append(choice, result, seconds=0.0)
-    folder = _keep_chosen(run.folder / name, result["chosen"])
+    if not run.ledger.is_survey:
+        _keep_chosen(run.folder / name, result["chosen"])
     if result["chosen"] == 0:
         return PromptedPolicy(Policy(base.policy.path, iteration), base.prompt, made_by=(choice,))
-    return PromptedPolicy(Policy(str(folder), iteration), tuned, made_by=(choice,))
+    return PromptedPolicy(Policy(str(run.folder / name / "policy"), iteration), tuned, made_by=(choice,))
 
 
 def walk_forward(scores: Sequence[float], rule: str) -> int:
@@ -260,7 +271,10 @@ def _train(
     stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected,))
     output = run.folder / stage.name
     result = run.ledger.result(stage)
-    if result is None or (needs_checkpoints and _is_any_gone(output, result["checkpoints"])):
+    if result is not None and needs_checkpoints and _is_any_gone(output, result["checkpoints"]):
+        run.ledger.reset(stage.name)  # with it go the draws of the checkpoints that are gone
+        result = None
+    if result is None:
         started = time.monotonic()
         shutil.rmtree(output, ignore_errors=True)
         _run_training(run, path, output, iteration=iteration)
@@ -310,8 +324,8 @@ def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> N
         run.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
 
 
-def _keep_chosen(folder: Path, chosen: int) -> Path:
-    """Make the chosen checkpoint `policy/` and remove the others; return it. Does nothing when done before.
+def _keep_chosen(folder: Path, chosen: int) -> None:
+    """Make the chosen checkpoint `policy/` and remove the others. Does nothing when done before.
 
     Raises:
         RunFolderError: somebody removed it.
@@ -327,4 +341,3 @@ def _keep_chosen(folder: Path, chosen: int) -> Path:
         )
     for other in (folder / "training").glob("epoch-*"):
         shutil.rmtree(other)
-    return policy

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from rest_em import __version__
-from rest_em.errors import RecipeError, RestEMError, RunFolderError, RunInterruptedError
+from rest_em.errors import RecipeChangedError, RecipeError, RestEMError, RunInterruptedError
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main() -> None:
     """Run the command line; print an error that a user can mend as one message, without a traceback."""
     try:
         app()
-    except (RestEMError, OSError) as error:
+    except (RestEMError, RunInterruptedError, OSError) as error:
         message = _message(error)
         if message is None:
             raise
@@ -65,7 +65,7 @@ def _message(error: BaseException) -> str | None:
     """Return what a user is told of an error; None for a bug of ours, which keeps its traceback."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; make room on the disk of the run's folder, and the same command goes on from here"
-    return str(error) if isinstance(error, RestEMError) else None
+    return str(error) if isinstance(error, RestEMError | RunInterruptedError) else None
 
 
 def _print_version(is_asked: bool) -> None:
@@ -128,8 +128,9 @@ def _say_what_is_done(ranks: Ranks, path: Path, overrides: list[str], from_stage
     from rest_em.report.progress import Progress
 
     recipe = load_recipe(path, overrides)
-    _check(recipe, num_ranks=ranks.world_size)
+    problems = _check(recipe, num_ranks=ranks.world_size)
     folder, progress = Path("runs") / run_name_of(path, recipe), Progress()
+    _refuse_changes(recipe, folder, problems, from_stages)
     ledger = Ledger(folder)
     if from_stages:
         forgotten = ledger.meant_by(*from_stages) or from_stages
@@ -159,6 +160,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
         problems = _check(recipe, num_ranks=ranks.world_size)
+        _refuse_changes(recipe, folder, problems, from_stages)
         if from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
@@ -172,6 +174,22 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     print_summary(summarize_run(folder), _console())
 
 
+def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_stages: list[str]) -> None:
+    """Refuse a recipe with which finished work does not agree, but for what is to be done again."""
+    from rest_em.algorithm import survey
+    from rest_em.ledger import Ledger
+    from rest_em.report.progress import Progress
+    from rest_em.rewards.graders import Graders
+    from rest_em.run import Run
+
+    ledger = Ledger(folder, is_survey=True)
+    # Nothing is started: a survey ends where work would begin.
+    survey(
+        Run(recipe, folder, ledger, problems, Supervisor(Ranks(), folder), Graders(recipe.reward), Progress())
+    )
+    ledger.refuse_conflicts(*from_stages)
+
+
 def _console() -> Console:
     """Return stdout; a file or a pipe is as wide as the tables need."""
     console = Console()
@@ -182,12 +200,14 @@ def _console() -> Console:
 def _status_of(folder: Path) -> Iterator[None]:
     """Keep `status.json` true to what becomes of the run.
 
-    Where the folder refuses a run before that has done anything, it goes on to tell of the one it holds.
+    Where a changed recipe is refused before anything is done, it goes on to tell of the run that is there.
     """
-    from rest_em.ledger import Ledger, write_status
+    from rest_em.ledger import Ledger, as_killed, read_status, write_status
     from rest_em.storage import write_text
 
     paths = [folder / "status.json", folder / "recipe.yaml"]
+    if paths[0].exists() and read_status(folder)["state"] == "running":  # by a process that is gone
+        write_status(folder, **as_killed(read_status(folder)))
     before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
     records = Ledger(folder).records
     write_status(folder, "running", f"process {os.getpid()}")
@@ -195,7 +215,7 @@ def _status_of(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         state = "interrupted" if isinstance(error, RunInterruptedError) else "failed"
-        is_refused = isinstance(error, RunFolderError) and records == Ledger(folder).records
+        is_refused = isinstance(error, RecipeChangedError) and records == Ledger(folder).records
         with suppress(OSError):  # what has happened is told before that there is no room to write it down
             if not (before and is_refused):
                 write_status(folder, state, _message(error) or traceback.format_exc())

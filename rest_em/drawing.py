@@ -7,13 +7,15 @@ between. Which draws are wanted, and what becomes of them, is left to `rest_em.a
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rest_em.errors import StageError
 from rest_em.ledger import Stage
 from rest_em.rewards.graders import check_unscorable
 from rest_em.run import PromptedPolicy, Run
@@ -21,7 +23,6 @@ from rest_em.sampling.units import plan_units, unit_path
 from rest_em.storage import (
     append_line,
     content_hash,
-    problem_to_json,
     read_graded,
     read_json,
     read_lines,
@@ -36,6 +37,10 @@ SCAN_SECONDS = 0.5
 """How often the run folder is looked at for new units."""
 PROGRESS = Path("logs") / "progress"
 """Where the sampling stage's ranks say how far they are, below the run folder."""
+LATE_SECONDS = 60.0
+"""How long a unit that another node has written may take to show itself on a shared disk."""
+QUIET_SECONDS = 2.0
+"""Judging that takes no longer than this after the drawing is not shown as a stage of its own."""
 MIN_JUDGED = 100
 """So many verdicts show, before a draw is complete, whether the reward is broken."""
 
@@ -88,7 +93,7 @@ def plan_draw(
         "sampling": asked["params"] | {"unit_size": request.unit_size, "max_rows": request.max_rows},
     }
     samples = Stage(f"{name}/samples", inputs, after=prompted.made_by)
-    references = content_hash([problem_to_json(one) for one in problems])
+    references = content_hash([dataclasses.asdict(one) for one in problems])
     verdicts = Stage(
         f"{name}/verdicts", {"reward": run.reward_inputs, "references": references}, after=(samples,)
     )
@@ -100,12 +105,17 @@ def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]
 
     All draws of one call share one sampling process a rank, in the order given.
 
+    A survey, which does nothing, gets no solutions.
+
     Raises:
-        RunFolderError: what is there was drawn or judged with other settings.
+        RecipeChangedError: what is there was drawn or judged with other settings.
         RewardError: too many solutions cannot be judged.
         StageError: a sampling process failed.
     """
-    open_draws = [_OpenDraw(run, draw) for draw in draws if not _is_finished(run, draw)]
+    unfinished = [draw for draw in draws if not _is_finished(run, draw)]
+    if run.ledger.is_survey:
+        return [[] for _ in draws]
+    open_draws = [_OpenDraw(run, draw) for draw in unfinished]
     if open_draws:
         _work_through(run, open_draws)
     return [_read(run, draw) for draw in draws]
@@ -116,9 +126,11 @@ def _is_finished(run: Run, draw: Draw) -> bool:
     return None not in results
 
 
-def _num_units(draw: Draw) -> int:
+def _unit_sizes(draw: Draw) -> list[int]:
+    """Return how many solutions each unit of a draw has."""
     request = draw.request
-    return len(plan_units(len(request.problems), request.params.num_samples, request.unit_size))
+    plan = plan_units(len(request.problems), request.params.num_samples, request.unit_size)
+    return [sum(len(indices) for _, indices in unit) for unit in plan]
 
 
 def _unit_path(run: Run, draw: Draw, unit: int) -> Path:
@@ -132,7 +144,7 @@ def _verdict_path(run: Run, draw: Draw, unit: int) -> Path:
 def _read(run: Run, draw: Draw) -> list[GradedSolution]:
     """Return a finished draw; every solution has its verdict."""
     judged: list[GradedSolution] = []
-    for unit in range(_num_units(draw)):
+    for unit in range(len(_unit_sizes(draw))):
         path = _verdict_path(run, draw, unit)
         solutions = read_solutions(_unit_path(run, draw, unit))
         graded = read_graded(path, solutions)
@@ -146,55 +158,78 @@ class _OpenDraw:
 
     def __init__(self, run: Run, draw: Draw) -> None:
         self.draw = draw
+        self.sizes = _unit_sizes(draw)
+        """Solutions of each unit."""
+        self.unscorable: list[GradedSolution] = []
+        self.num_judged = 0
         self._run = run
         run.ledger.begin(draw.samples)
         write_json(run.folder / draw.samples.name / "request.json", request_to_json(draw.request))
-        units = range(_num_units(draw))
+        _remove_void_verdicts(run, draw, len(self.sizes))
+        units = range(len(self.sizes))
         self.missing = [unit for unit in units if not _unit_path(run, draw, unit).exists()]
-        for unit in self.missing:  # what was said of solutions that are gone is void
-            _verdict_path(run, draw, unit).unlink(missing_ok=True)
-        self.unjudged = [unit for unit in units if not _verdict_path(run, draw, unit).exists()]
-        self._unread = list(self.unjudged)
-        self._with_graders: dict[int, _Unit] = {}
+        self.unread = [unit for unit in units if not _verdict_path(run, draw, unit).exists()]
+        """Units that are not with the graders yet, and not judged."""
+        self.num_to_judge = sum(self.sizes[unit] for unit in self.unread)
+        self._with_graders: dict[int, dict[int, GradedSolution]] = {}
+        """Unit -> the verdicts so far, by the solution's place in the unit."""
         self._problems = {problem.id: problem for problem in draw.request.problems}
+
+    @property
+    def num_solutions(self) -> int:
+        """How many the draw is for."""
+        return sum(self.sizes)
 
     def arrivals(self) -> Iterator[tuple[int, list[Solution]]]:
         """Give the units that have been committed since the last call and are not judged."""
-        for unit in list(self._unread):
+        for unit in list(self.unread):
             path = _unit_path(self._run, self.draw, unit)
             if path.exists():
-                self._unread.remove(unit)
+                self.unread.remove(unit)
                 yield unit, read_solutions(path)
 
     def submit(self, unit: int, solutions: list[Solution]) -> None:
         """Hand a unit's solutions to the graders."""
-        self._with_graders[unit] = _Unit({id(one): place for place, one in enumerate(solutions)})
+        self._with_graders[unit] = {}
         for solution in solutions:
             self._run.graders.submit(self._problems[solution.problem_id], solution)
 
-    def take(self, unit: int, graded: GradedSolution) -> None:
+    def take(self, unit: int, place: int, graded: GradedSolution) -> None:
         """Take one verdict; with the last one of its unit, write the unit's verdicts."""
-        waiting = self._with_graders[unit]
-        waiting.graded[waiting.places[id(graded.solution)]] = graded
-        if len(waiting.graded) == len(waiting.places):
-            verdicts = [waiting.graded[place] for place in range(len(waiting.places))]
-            write_graded(_verdict_path(self._run, self.draw, unit), verdicts)
+        self.num_judged += 1
+        if graded.verdict is Verdict.UNSCORABLE:
+            self.unscorable.append(graded)
+        verdicts = self._with_graders[unit]
+        verdicts[place] = graded
+        if len(verdicts) == self.sizes[unit]:
+            path = _verdict_path(self._run, self.draw, unit)
+            write_graded(path, [verdicts[place] for place in range(self.sizes[unit])])
             del self._with_graders[unit]
 
     @property
     def is_judged(self) -> bool:
         """Whether every unit is drawn and judged."""
-        return not self._unread and not self._with_graders
+        return not self.unread and not self._with_graders
 
 
-@dataclass(slots=True)
-class _Unit:
-    """A unit whose solutions are with the graders."""
+def _remove_void_verdicts(run: Run, draw: Draw, num_units: int) -> None:
+    """Remove the verdicts of another reward, on solutions that are gone, and of units not wholly judged.
 
-    places: dict[int, int]
-    """A solution's place in the unit, by the object's identity."""
-    graded: dict[int, GradedSolution] = field(default_factory=dict)
-    """The verdicts so far, by place."""
+    What the reward could not judge is tried again: what was wrong may have been mended since.
+    """
+    kept = run.folder / draw.verdicts.name / draw.verdicts.fingerprint
+    for other in kept.parent.glob("*"):
+        if other != kept:
+            shutil.rmtree(other)
+    for unit in range(num_units):
+        solutions, verdicts = _unit_path(run, draw, unit), _verdict_path(run, draw, unit)
+        if verdicts.exists() and not (solutions.exists() and _all_scored(verdicts, solutions)):
+            verdicts.unlink()
+
+
+def _all_scored(verdicts: Path, solutions: Path) -> bool:
+    graded = read_graded(verdicts, read_solutions(solutions))
+    return all(one.verdict is not Verdict.UNSCORABLE for one in graded)
 
 
 class _Intake:
@@ -202,47 +237,70 @@ class _Intake:
 
     def __init__(self, run: Run, open_draws: list[_OpenDraw]) -> None:
         self._run = run
-        self._open = open_draws
-        self._is_drawing = any(one.missing for one in open_draws)
-        self._owners: dict[int, tuple[_OpenDraw, int]] = {}
-        """Which draw and unit a solution with the graders belongs to, by the object's identity."""
+        self._draws = tuple(open_draws)
+        self._open = list(open_draws)
+        self._owners: dict[int, tuple[_OpenDraw, int, int]] = {}
+        """The draw, the unit and the place in it of a solution with the graders, by the object's identity."""
         self._scanned = 0.0
         self._last_unit = time.monotonic()
-        self._unscorable: list[GradedSolution] = []
-        self._num_judged = 0
+        self._judging_since: float | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether every draw is complete and in the ledger."""
         return not self._open
 
-    def step(self, wait_seconds: float = 0.0) -> None:
-        """Do what can be done now.
+    def draw(self) -> None:
+        """Do what can be done now, while the stage draws; show how far it is."""
+        if self._step():
+            waiting = self._run.graders.num_pending
+            note = f"{waiting} with the graders" if waiting else ""
+            self._run.progress.advance_to(_done_by_ranks(self._run.folder), note)
+
+    def judge(self) -> None:
+        """Judge what all ranks have drawn, to its end.
+
+        Raises:
+            StageError: a unit that a rank says it has drawn is not there.
+        """
+        started = self._judging_since = time.monotonic()
+        while not self.is_done and time.monotonic() - started < QUIET_SECONDS:
+            self._step(wait_seconds=SCAN_SECONDS, is_due=True)
+        if self.is_done:
+            return
+        title = ", ".join(dict.fromkeys(f"{one.draw.title}: judge" for one in self._open))
+        total = sum(one.num_to_judge for one in self._draws)
+        with self._run.progress.stage(title, total, "solutions"):
+            while not self.is_done:
+                self._step(wait_seconds=SCAN_SECONDS)
+                done = sum(one.num_judged for one in self._draws)
+                self._run.progress.advance_to(done, self._unscorable_note())
+                if time.monotonic() - started > LATE_SECONDS:
+                    self._refuse_absent_units()
+
+    def _step(self, wait_seconds: float = 0.0, *, is_due: bool = False) -> bool:
+        """Take units and verdicts, and finish what is complete; say whether it was time to look for units.
 
         Args:
             wait_seconds: how long to wait for a verdict where there is nothing else to do.
+            is_due: look for units in any case.
         """
         self._run.leave_if_asked()
-        if time.monotonic() - self._scanned >= SCAN_SECONDS:
+        is_due = is_due or time.monotonic() - self._scanned >= SCAN_SECONDS
+        if is_due:
             self._scanned = time.monotonic()
-            self._scan()
+            for one in self._open:
+                for unit, solutions in one.arrivals():
+                    self._owners |= {id(each): (one, unit, place) for place, each in enumerate(solutions)}
+                    one.submit(unit, solutions)
+                    self._record_unit(one, unit, solutions)
         for graded in self._run.graders.collect(timeout_seconds=wait_seconds):
-            draw, unit = self._owners.pop(id(graded.solution))
-            draw.take(unit, graded)
-            self._watch_unscorable(graded, draw.draw.name)
+            one, unit, place = self._owners.pop(id(graded.solution))
+            one.take(unit, place, graded)
+            self._watch_unscorable(one)
         for one in [one for one in self._open if one.is_judged]:
             self._finish(one)
-
-    def _scan(self) -> None:
-        waiting = self._run.graders.num_pending
-        note = f"{waiting} with the graders" if waiting else ""
-        done = _done_by_ranks(self._run.folder) if self._is_drawing else self._num_judged
-        self._run.progress.advance_to(done, note)
-        for one in self._open:
-            for unit, solutions in one.arrivals():
-                self._owners |= {id(solution): (one, unit) for solution in solutions}
-                one.submit(unit, solutions)
-                self._record_unit(one, unit, solutions)
+        return is_due
 
     def _record_unit(self, one: _OpenDraw, unit: int, solutions: list[Solution]) -> None:
         """Keep what a unit took, so that a stage's time and tokens add up over interruptions."""
@@ -259,13 +317,24 @@ class _Intake:
         self._last_unit = now
         append_line(self._run.folder / "metrics.jsonl", point)
 
-    def _watch_unscorable(self, graded: GradedSolution, where: str) -> None:
-        """Stop early if the reward is broken, rather than after hours of sampling."""
-        self._num_judged += 1
-        if graded.verdict is Verdict.UNSCORABLE:
-            self._unscorable.append(graded)
-            if self._num_judged >= MIN_JUDGED:
-                check_unscorable(self._unscorable, self._num_judged, self._run.recipe.reward, where)
+    def _watch_unscorable(self, one: _OpenDraw) -> None:
+        """Stop as soon as it is clear that the reward is broken, rather than after hours of sampling."""
+        section = self._run.recipe.reward
+        is_certain = len(one.unscorable) > section.max_unscorable * one.num_solutions
+        if is_certain or one.num_judged >= MIN_JUDGED:
+            check_unscorable(one.unscorable, one.num_judged, section, one.draw.name)
+
+    def _unscorable_note(self) -> str:
+        number = sum(len(one.unscorable) for one in self._draws)
+        return f"{number} could not be judged" if number else ""
+
+    def _refuse_absent_units(self) -> None:
+        absent = [_unit_path(self._run, one.draw, unit) for one in self._open for unit in one.unread]
+        if absent:
+            raise StageError(
+                f"{absent[0]}: drawn, and not there {LATE_SECONDS:.0f} s later; was it removed, or do not "
+                "all nodes share the run folder? The same command draws it again"
+            )
 
     def _finish(self, one: _OpenDraw) -> None:
         """Write a complete draw into the ledger."""
@@ -277,7 +346,14 @@ class _Intake:
         if run.ledger.result(draw.samples) is None:
             seconds = _seconds_of(run.folder, draw)
             run.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
-        run.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=0.0)
+        run.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=self._judged_seconds())
+
+    def _judged_seconds(self) -> float:
+        """Return how long judging has taken beyond the drawing, since the last draw was finished."""
+        if self._judging_since is None:
+            return 0.0
+        since, self._judging_since = self._judging_since, time.monotonic()
+        return self._judging_since - since
 
 
 def _seconds_of(folder: Path, draw: Draw) -> float:
@@ -285,10 +361,11 @@ def _seconds_of(folder: Path, draw: Draw) -> float:
 
     Each counts as it was drawn last; an earlier draw of that name, reset since, may have had more of them.
     """
+    num_units = len(_unit_sizes(draw))
     last = {
         point["unit"]: point["seconds"]
         for point in read_lines(folder / "metrics.jsonl")
-        if point.get("stage") == draw.samples.name and point["unit"] < _num_units(draw)
+        if point.get("stage") == draw.samples.name and point["unit"] < num_units
     }
     return float(sum(last.values()))
 
@@ -321,23 +398,22 @@ def _count_verdicts(graded: Sequence[GradedSolution]) -> dict[str, int]:
 
 def _work_through(run: Run, open_draws: list[_OpenDraw]) -> None:
     """Draw what is missing in one sampling process a rank, and judge it all."""
-    missing = [one for one in open_draws if one.missing]
     intake = _Intake(run, open_draws)
-    total = sum(_num_solutions(one.draw, one.missing or one.unjudged) for one in missing or open_draws)
-    title = ", ".join(dict.fromkeys(one.draw.title for one in open_draws))
-    with run.progress.stage(title, total, "solutions"):
-        if missing:
-            progress = run.folder / PROGRESS
-            shutil.rmtree(progress, ignore_errors=True)
-            spec = {
-                "model": run.recipe.model.model_dump(mode="json", exclude={"name_or_path"}),
-                "draws": [_work(run, one) for one in missing],
-                "progress": str(progress.resolve()),
-            }
-            label = missing[0].draw.name.replace("/", "-") + "-sample"
-            run.supervisor.run("sample", spec, label=label, meanwhile=intake.step)
-        while not intake.is_done:
-            intake.step(wait_seconds=SCAN_SECONDS)
+    missing = [one for one in open_draws if one.missing]
+    if missing:
+        total = sum(one.sizes[unit] for one in missing for unit in one.missing)
+        title = ", ".join(dict.fromkeys(one.draw.title for one in missing))
+        progress = run.folder / PROGRESS
+        shutil.rmtree(progress, ignore_errors=True)
+        spec = {
+            "model": run.recipe.model.model_dump(mode="json", exclude={"name_or_path"}),
+            "draws": [_work(run, one) for one in missing],
+            "progress": str(progress.resolve()),
+        }
+        label = missing[0].draw.name.replace("/", "-") + "-sample"
+        with run.progress.stage(title, total, "solutions"):
+            run.supervisor.run("sample", spec, label=label, meanwhile=intake.draw)
+    intake.judge()
 
 
 def _work(run: Run, one: _OpenDraw) -> dict[str, Any]:
@@ -346,9 +422,3 @@ def _work(run: Run, one: _OpenDraw) -> dict[str, Any]:
         "folder": str((run.folder / one.draw.samples.name).resolve()),
         "units": one.missing,
     }
-
-
-def _num_solutions(draw: Draw, units: Sequence[int]) -> int:
-    request = draw.request
-    plan = plan_units(len(request.problems), request.params.num_samples, request.unit_size)
-    return sum(len(indices) for unit in units for _, indices in plan[unit])

@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each also a standard-library error.
+"""Every error that a user can meet; those that stand for a mistake are also standard-library errors.
 
 A message says where, what was found, what is wanted and what to do next. Anything else that escapes
 is a bug of ours and keeps its traceback.
@@ -48,5 +48,13 @@ class RunFolderError(RestEMError, RuntimeError):
     """Raised when a run folder is locked by another run, is not shared, or belongs to another recipe."""
 
 
-class RunInterruptedError(RestEMError, RuntimeError):
-    """Raised when a signal or a file `stop` in the run folder asks the run to leave."""
+class RecipeChangedError(RunFolderError):
+    """Raised when finished work was done with settings, problems or a reward that have changed since."""
+
+
+class RunInterruptedError(BaseException):
+    """Raised when a signal or a file `stop` in the run folder asks the run to leave.
+
+    No `Exception`, as KeyboardInterrupt is none: a signal comes anywhere, also inside a library's import, and
+    an `except Exception` there must not swallow it.
+    """

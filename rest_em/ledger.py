@@ -8,6 +8,7 @@ stages is left to `rest_em.algorithm`.
 from __future__ import annotations
 
 import fnmatch
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rest_em.errors import RunFolderError
+from rest_em.errors import RecipeChangedError, RunFolderError
 from rest_em.recipe import difference
 from rest_em.storage import append_line, content_hash, read_json, read_lines, write_json
 
@@ -42,12 +43,23 @@ class Stage:
         object.__setattr__(self, "fingerprint", content_hash([self.name, self.inputs, upstream]))
 
 
-class Ledger:
-    """The finished stages of one run folder."""
+class NotDoneError(Exception):
+    """Raised by a survey at the first stage that is not finished."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Ledger:
+    """The finished stages of one run folder.
+
+    As a survey it lets the same algorithm walk over what is done and do nothing: it notes what was finished
+    with other inputs and goes on with its result, and raises `NotDoneError` where work would begin.
+    """
+
+    def __init__(self, folder: Path, *, is_survey: bool = False) -> None:
         """Read `ledger.jsonl` of `folder`; a missing one is empty."""
         self.folder = folder
+        self.is_survey = is_survey
+        self.conflicts: dict[str, list[str]] = {}
+        """What a survey has found: a stage's name -> the changes of its own inputs."""
         self._path = folder / "ledger.jsonl"
         self._records: dict[str, dict[str, Any]] = {}
         for line in read_lines(self._path):
@@ -66,16 +78,32 @@ class Ledger:
         """Return what a finished stage gave; None if it is still to be done.
 
         Raises:
-            RunFolderError: it was finished with other inputs, which are named.
+            RecipeChangedError: it was finished with other inputs, which are named.
         """
         record = self._records.get(stage.name)
         if record is None:
+            if self.is_survey:
+                raise NotDoneError(stage.name)
             return None
         if record["fingerprint"] != stage.fingerprint:
             changes = difference(record["inputs"], stage.inputs)
-            raise RunFolderError(self._refusal(stage, "finished", changes))
+            if not self.is_survey:
+                raise RecipeChangedError(self._refusal("finished", {stage.name: changes}))
+            if changes:  # else it only follows from another one
+                self.conflicts[stage.name] = changes
         result: dict[str, Any] = record["result"]
         return result
+
+    def refuse_conflicts(self, *patterns: str) -> None:
+        """Refuse what a survey has found, but for what these patterns would do again.
+
+        Raises:
+            RecipeChangedError: it names all changes, and the options that do again what depends on them.
+        """
+        forgotten = self.meant_by(*patterns)
+        left = {name: changes for name, changes in self.conflicts.items() if name not in forgotten}
+        if left:
+            raise RecipeChangedError(self._refusal("finished", left))
 
     def append(self, stage: Stage, result: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
         """Record that a stage is done; return its result."""
@@ -92,10 +120,9 @@ class Ledger:
         self._records[stage.name] = record
         return dict(result)
 
-    def seconds(self, stage: str) -> float | None:
-        """Return how long a finished stage took; None if it is not finished."""
-        record = self._records.get(stage)
-        return None if record is None else float(record["seconds"])
+    def is_done(self, stage: str) -> bool:
+        """Say whether a stage of this name is finished, whatever its inputs were."""
+        return stage in self._records
 
     def meant_by(self, *patterns: str) -> list[str]:
         """Return the finished stages that `reset` would forget, oldest first.
@@ -129,6 +156,7 @@ class Ledger:
         """
         forgotten = self.meant_by(*patterns)
         unfinished = [path for pattern in patterns for path in self._unfinished(pattern)]
+        unfinished += self._begun_after(set(forgotten))
         append_line(self._path, {"reset": forgotten})
         for name in forgotten:
             del self._records[name]
@@ -144,22 +172,33 @@ class Ledger:
             if path.is_dir() and _matches(path.relative_to(self.folder).as_posix(), pattern)
         ]
 
+    def _begun_after(self, forgotten: set[str]) -> list[Path]:
+        """Return the folders of unfinished stages that use the results of forgotten ones."""
+        begun = [path.parent for path in self.folder.glob("iteration-*/**/stage.json")]
+        return [
+            path
+            for path in begun
+            if not self.is_done(path.relative_to(self.folder).as_posix())
+            and not forgotten.isdisjoint(read_json(path / "stage.json")["after"])
+        ]
+
     def begin(self, stage: Stage) -> None:
         """Make a folder for a stage that works in steps, and keep there only what is of this very stage.
 
         What an unfinished attempt left after other stages, which have been done again since, is removed.
 
         Raises:
-            RunFolderError: an unfinished attempt had other inputs, which are named.
+            RecipeChangedError: an unfinished attempt had other inputs, which are named.
         """
         path = self.folder / stage.name / "stage.json"
         begun = read_json(path) if path.exists() else None
         if begun is not None and begun["fingerprint"] != stage.fingerprint:
             changes = difference(begun["inputs"], stage.inputs)
             if changes:
-                raise RunFolderError(self._refusal(stage, "begun", changes))
+                raise RecipeChangedError(self._refusal("begun", {stage.name: changes}))
             _remove(path.parent)
-        write_json(path, {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs)})
+        after = [before.name for before in stage.after]
+        write_json(path, {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs), "after": after})
 
     def _comes_of(self, name: str, sources: set[str]) -> bool:
         record = self._records.get(name)
@@ -167,13 +206,33 @@ class Ledger:
             before in sources or self._comes_of(before, sources) for before in record["after"]
         )
 
-    def _refusal(self, stage: Stage, done: str, changes: Sequence[str]) -> str:
-        found = "\n".join(f"  {line}" for line in changes or ["(an earlier stage has been done again)"])
+    def _refusal(self, done: str, conflicts: Mapping[str, Sequence[str]]) -> str:
+        concerned: dict[str, list[str]] = {}
+        for name, changes in conflicts.items():
+            for change in changes or ["(an earlier stage has been done again)"]:
+                concerned.setdefault(change, []).append(name)
+        lines = []
+        for change, names in concerned.items():
+            others = f" and {len(names) - 1} more stages depend" if len(names) > 1 else " depends"
+            lines.append(f"  {change}, on which {names[0]}{others}\n")
+        options = " ".join(f"--from-stage {shlex.quote(one)}" for one in self._patterns_for(list(conflicts)))
         return (
-            f"{self.folder}: {stage.name} was {done} with other settings:\n{found}\n"
-            "Undo the change, or do this stage and all that follow from it again with "
-            f"--from-stage {_like(stage.name)}, or keep both with --set run_name=NAME."
+            f"{self.folder}: what was {done} had other settings:\n{''.join(lines)}"
+            f"Undo the change, or do what depends on it, and all that follows, again with {options}, or keep "
+            "both with --set run_name=NAME."
         )
+
+    def _patterns_for(self, names: Sequence[str]) -> list[str]:
+        """Return few patterns that mean these stages, and none that means one which does not come of them."""
+        affected = set(names) | {name for name in self._records if self._comes_of(name, set(names))}
+        patterns: list[str] = []
+        covered: set[str] = set()
+        for name in names:
+            if name not in covered:
+                like = {one for one in self._records if _matches(one, _like(name))}
+                patterns.append(_like(name) if like <= affected else name)
+                covered |= {name} | set(self.meant_by(patterns[-1]) if self.is_done(name) else ())
+        return patterns
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -182,21 +241,17 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _like(name: str) -> str:
-    """Return a pattern for the stages that a change concerns which concerns this one.
-
-    A policy needs the checkpoints, of which only the chosen one is kept: they are trained again.
+    """Return a pattern for the stages that a change is likely to concern which concerns this one.
 
     >>> _like("iteration-00/validation/bare/verdicts"), _like("iteration-01/samples")
-    ("'*/verdicts'", 'iteration-01/samples')
-    >>> _like("iteration-01/policy")
-    'iteration-01/training'
+    ('*/verdicts', 'iteration-01/samples')
     """
     kind, step = name.split("/")[1], name.rsplit("/", 1)[1]
     if kind == "validation":
-        return "'*/verdicts'" if step == "verdicts" else f"'*/validation/*/{step}'"
+        return "*/verdicts" if step == "verdicts" else f"*/validation/*/{step}"
     if kind == "evals":
-        return f"'*/evals/*/{step}'" if step == "verdicts" else f"'*/{name.split('/', 1)[1]}'"
-    return name.replace("/policy", "/training")
+        return f"*/evals/*/{step}" if step == "verdicts" else f"*/{name.split('/', 1)[1]}"
+    return name
 
 
 def _remove(path: Path) -> None:
@@ -210,6 +265,12 @@ def write_status(folder: Path, state: str, message: str = "") -> None:
     """Write `status.json`: state is `running`, `finished`, `interrupted` or `failed`."""
     changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     write_json(folder / "status.json", {"state": state, "message": message, "changed": changed})
+
+
+def as_killed(status: Mapping[str, str]) -> dict[str, str]:
+    """Return the state and message of a run whose status says running, and which is not."""
+    message = f"{status['message'] or 'its process'} was killed; the same command goes on from here"
+    return {"state": "interrupted", "message": message}
 
 
 def read_status(folder: Path) -> dict[str, str]:

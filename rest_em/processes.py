@@ -15,6 +15,8 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 """Source: linux/prctl.h."""
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
+"""Each launcher, accelerate's for one process and torch's for several, sets one of these."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Source: malloc.h of glibc; mallopt(3)."""
 
@@ -34,6 +36,12 @@ def die_with_parent(signal_number: int, parent: int | None = None) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def die_with_launcher() -> None:
+    """Be asked to leave (SIGTERM) when the launcher dies; without one, as under nohup, the parent may go."""
+    if any(name in os.environ for name in LAUNCHER_VARIABLES):
+        die_with_parent(signal.SIGTERM)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -24,7 +24,6 @@ from rest_em.problems import (
 from rest_em.recipe import PromptSection, PromptVariant, Recipe
 from rest_em.report.progress import Progress
 from rest_em.rewards.graders import Graders
-from rest_em.rewards.registry import reward_identity
 from rest_em.stages import Supervisor
 from rest_em.storage import file_hash
 from rest_em.types import Policy, Problem
@@ -120,11 +119,11 @@ class Run:
     _prompt_inputs: Mapping[PromptVariant, Mapping[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look at the reward and at the few-shot examples."""
+        """Look at the few-shot examples; the graders have looked at the reward."""
         prompt = self.recipe.prompt
         base, tuned, training = base_variants(prompt), tuned_variant(prompt), training_variant(prompt)
         fields = {
-            "reward_inputs": reward_identity(self.recipe.reward),
+            "reward_inputs": self.graders.identity,
             "base_prompts": base,
             "tuned_prompt": tuned,
             "training_prompt": training,

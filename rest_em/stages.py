@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rest_em.errors import RestEMError, RunFolderError, RunInterruptedError, StageError
+from rest_em.errors import RunFolderError, RunInterruptedError, StageError
 from rest_em.processes import die_with_parent, kill_group, usable_cores
 from rest_em.storage import write_json, write_text
 
@@ -40,6 +40,8 @@ SILENCE_SECONDS = 60.0
 """How long a follower may be silent, e.g. because its node or the network has failed."""
 START_SECONDS = 600.0
 """How long it may take until a follower is first heard of."""
+LEAVING_SECONDS = 10.0
+"""Leaving takes well under a second: so long another signal changes nothing, then it counts again."""
 LOG_TAIL_LINES = 15
 SPIN_COUNT = "5000"
 """How long OpenMP's threads spin at a barrier before they sleep (GNU's GOMP_SPINCOUNT; a few microseconds).
@@ -204,15 +206,17 @@ class Supervisor:
         """
         log = self._folder / "logs" / label
         write_json(Path(f"{log}.json"), dict(spec))
-        command = _Command(stage, f"{log}.json", str(log), _free_port(self.ranks))
-        self._tell(command)
-        self._child = _start(command, self.ranks)
         waiting = set(range(self.ranks.world_size))
+        logs = {rank: _Log.now(Path(f"{log}-rank{rank}.log")) for rank in waiting}
+        # Other nodes may have started elsewhere: what they are told is absolute.
+        command = _Command(stage, f"{log.resolve()}.json", str(log.resolve()), _free_port(self.ranks))
         try:
+            self._tell(command)
+            self._child = _start(command, self.ranks)
             while waiting:
                 for rank, code in list(self._exit_codes(waiting)):
                     if code != 0:
-                        raise StageError(_failure(stage, rank, code, Path(f"{log}-rank{rank}.log")))
+                        raise StageError(_failure(stage, rank, code, logs[rank]))
                     waiting.remove(rank)
                 self._listen()
                 meanwhile()
@@ -311,13 +315,13 @@ def follow(ranks: Ranks) -> None:
             kill_group(child)
 
 
-LEAVING: dict[str, type[RestEMError]] = {
-    one.__name__: one for one in (RunFolderError, RunInterruptedError, StageError)
+LEAVING: dict[str, type[RunFolderError | RunInterruptedError]] = {
+    one.__name__: one for one in (RunFolderError, RunInterruptedError)
 }
 """Why a follower leaves before the run is over."""
 
 
-def _say_why(store: Store, rank: int, error: RestEMError) -> None:
+def _say_why(store: Store, rank: int, error: RunFolderError | RunInterruptedError) -> None:
     with suppress(*_store_error()):  # nobody is there to hear it
         store.set(f"leaves/{rank}", json.dumps([type(error).__name__, f"rank {rank}: {error}"]))
 
@@ -384,17 +388,19 @@ def _check_nonce(store: Store, beats: _Beats) -> None:
         time.sleep(POLL_SECONDS)
     path, nonce = json.loads(store.get("nonce"))
     deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+    found = "something else is there"
     while True:
         try:
             if Path(path).read_text(encoding="utf-8") == nonce:
                 return
-        except FileNotFoundError:
-            beats.show()  # a shared folder may show a new file late
+        except OSError as error:  # a shared folder may show a new file late
+            found = str(error.strerror)
+        beats.show()
         if time.monotonic() > deadline:
             raise RunFolderError(
                 f"{Path(path).parent}: not shared with the node {socket.gethostname()}, which did not see "
-                f"rank 0's file {path} within {SHARED_FOLDER_SECONDS:.0f} s; put the run folder on a file "
-                "system that all nodes mount at the same path"
+                f"rank 0's file {path} within {SHARED_FOLDER_SECONDS:.0f} s ({found}); put the run folder on "
+                "a file system that all nodes mount at the same path"
             )
         time.sleep(POLL_SECONDS)
 
@@ -408,33 +414,51 @@ def _free_port(ranks: Ranks) -> int:
         return port
 
 
-def _failure(stage: str, rank: int, code: int, log: Path) -> str:
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What a process is about to append to a log that may hold earlier attempts."""
+
+    path: Path
+    start_bytes: int
+
+    @classmethod
+    def now(cls, path: Path) -> _Log:
+        """Return what comes after all that is there."""
+        return cls(path, path.stat().st_size if path.exists() else 0)
+
+    def last_lines(self) -> list[str]:
+        """Return at most `LOG_TAIL_LINES` lines of this attempt."""
+        content = self.path.read_bytes()[self.start_bytes :] if self.path.exists() else b""
+        return content.decode("utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
+
+
+def _failure(stage: str, rank: int, code: int, log: _Log) -> str:
     ended = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
-    if shutil.disk_usage(log.parent).free < FULL_DISK_BYTES:
+    if shutil.disk_usage(log.path.parent).free < FULL_DISK_BYTES:
         hint += "; the disk is full"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    tail = "\n".join(f"  | {line}" for line in lines[-LOG_TAIL_LINES:])
-    return f"{log}: stage {stage} failed on rank {rank} ({ended}{hint}); the end of its log:\n{tail}"
+    tail = "\n".join(f"  | {line}" for line in log.last_lines()) or "  | (nothing)"
+    return f"{log.path}: stage {stage} failed on rank {rank} ({ended}{hint}); the end of its log:\n{tail}"
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM, SIGINT and SIGHUP into `RunInterruptedError`, and die with the launcher.
-
-    A second signal while the first is handled changes nothing: leaving takes well under a second.
-    """
+    """Turn SIGTERM, SIGINT and SIGHUP into `RunInterruptedError`; one ignored already (nohup) stays so."""
+    left_at = -LEAVING_SECONDS
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        for one in signals:
-            signal.signal(one, signal.SIG_IGN)
+        nonlocal left_at
+        if time.monotonic() - left_at < LEAVING_SECONDS:
+            return
+        left_at = time.monotonic()
         raise RunInterruptedError(
             f"interrupted by {signal.Signals(number).name}; the same command goes on from here"
         )
 
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {one: signal.signal(one, leave) for one in signals}
-    die_with_parent(signal.SIGTERM)
+    before = {
+        one: signal.signal(one, leave) for one in signals if signal.getsignal(one) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:

@@ -288,16 +288,6 @@ def _prompt(value: Any) -> Any:
     return value if isinstance(value, str) else tuple(value)
 
 
-def problem_to_json(problem: Problem) -> dict[str, Any]:
-    """Return a problem as a JSON value."""
-    return dataclasses.asdict(problem)
-
-
-def problem_from_json(value: dict[str, Any]) -> Problem:
-    """Return the problem that `problem_to_json` wrote."""
-    return Problem(**{**value, "prompt": _prompt(value["prompt"])})
-
-
 def request_to_json(request: DrawRequest) -> dict[str, Any]:
     """Return a draw request as a JSON value; references and metadata stay behind, a sampler needs neither."""
     value = dataclasses.asdict(dataclasses.replace(request, problems=()))
@@ -357,7 +347,11 @@ class FolderLock:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+                self._file.close()
+                raise RunFolderError(
+                    f"{path}: cannot be locked ({error.strerror}), so two runs could not be kept apart; put "
+                    "runs/ on a file system that has locks"
+                ) from error
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()

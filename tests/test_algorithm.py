@@ -18,6 +18,7 @@ from rest_em.errors import RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage
 from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
 from rest_em.report.progress import Progress
+from rest_em.rewards.graders import Graders
 from rest_em.run import ProblemSets, PromptedPolicy, Run
 from rest_em.storage import write_json
 from rest_em.types import DrawRequest, GradedSolution, Policy, SamplingParams, Solution, Verdict
@@ -80,7 +81,7 @@ def trained(folder: Path, num_epochs: int = 3) -> Path:
 def test_the_chosen_checkpoint_becomes_the_policy_and_the_others_go(tmp_path: Path) -> None:
     folder = trained(tmp_path / "iteration-01")
     for _ in range(2):  # the second time there is nothing to do
-        assert _keep_chosen(folder, 2) == folder / "policy"
+        _keep_chosen(folder, 2)
         assert [path.name for path in (folder / "policy").iterdir()] == ["weights-2"]
         assert list((folder / "training").iterdir()) == []
 
@@ -116,7 +117,8 @@ class _Training:
 def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choice(tmp_path: Path) -> None:
     training = _Training()
     recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
-    parts: Any = (ProblemSets(recipe), training, None, Progress(Console(file=io.StringIO())))
+    graders, progress = Graders(recipe.reward), Progress(Console(file=io.StringIO()))
+    parts: Any = (ProblemSets(recipe), training, graders, progress)
     run = Run(recipe, tmp_path / "run", Ledger(tmp_path / "run"), *parts)
     dataset = (tmp_path / "run/iteration-01/dataset.parquet", Stage("iteration-01/dataset", {}))
 
@@ -127,8 +129,11 @@ def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choic
     _keep_chosen(run.folder / "iteration-01", 1)
     assert _train(run, dataset, iteration=1, needs_checkpoints=False) == (stage, checkpoints)
     assert training.num_runs == 1
+    scored = Stage("iteration-01/validation/epoch-1/samples", {}, after=(stage,))
+    run.ledger.append(scored, {}, seconds=0.0)
     assert _train(run, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
     assert training.num_runs == 2
+    assert run.ledger.result(scored) is None, "what the checkpoints scored that are gone says nothing"
     assert all(path.exists() for path in checkpoints)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.drawing import Draw, _read, _seconds_of, _unit_path, _verdict_path, plan_draw
+from rest_em.drawing import Draw, _OpenDraw, _read, _seconds_of, _unit_path, _verdict_path, plan_draw
 from rest_em.ledger import Ledger
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
+from rest_em.rewards.graders import Graders
 from rest_em.run import ProblemSets, PromptedPolicy, Run
+from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import append_line, write_graded, write_solutions
 from rest_em.types import GradedSolution, Policy, SamplingParams, Solution, Verdict
 
@@ -28,11 +29,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def start() -> Run:
-    """Return the run of the recipe in the working directory; it has neither ranks nor graders."""
+    """Return the run of the recipe in the working directory, on one rank."""
     recipe, folder = load_recipe(Path("tiny.yaml"), []), Path("run")
-    absent: Any = None
     progress = Progress(Console(file=io.StringIO()))
-    return Run(recipe, folder, Ledger(folder), ProblemSets(recipe), absent, absent, progress)
+    supervisor, graders = Supervisor(Ranks(), folder), Graders(recipe.reward)
+    return Run(recipe, folder, Ledger(folder), ProblemSets(recipe), supervisor, graders, progress)
 
 
 def validation_draw(run: Run) -> Draw:
@@ -73,6 +74,22 @@ def test_the_time_of_a_draw_is_that_of_its_own_units_as_drawn_last(run: Run) -> 
         append_line(run.folder / "metrics.jsonl", {"stage": stage, "unit": unit, "seconds": seconds})
     append_line(run.folder / "metrics.jsonl", {"loss": 1.0})
     assert _seconds_of(run.folder, draw) == 5.0
+
+
+def test_an_unfinished_draw_keeps_only_the_verdicts_of_its_reward_that_say_something(run: Run) -> None:
+    draw = validation_draw(run)
+    for unit in range(3):
+        one = Solution("p", unit, 0, "4", token_ids=(5,), finish_reason="eos")
+        verdict = Verdict.UNSCORABLE if unit == 1 else Verdict.INCORRECT
+        if unit < 2:
+            write_solutions(_unit_path(run, draw, unit), [one])
+        write_graded(_verdict_path(run, draw, unit), [GradedSolution(one, verdict, 0.0, "4", "")])
+    of_another_reward = _verdict_path(run, draw, 0).parents[1] / "0123456789abcdef" / "00000.parquet"
+    write_graded(of_another_reward, [])
+    opened = _OpenDraw(run, draw)
+    assert (opened.missing, opened.unread) == ([2], [1, 2])
+    assert [_verdict_path(run, draw, unit).exists() for unit in range(3)] == [True, False, False]
+    assert not of_another_reward.parent.exists()
 
 
 def test_a_draw_of_which_a_verdict_is_missing_is_not_read(run: Run) -> None:

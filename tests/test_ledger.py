@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rest_em.errors import RunFolderError
-from rest_em.ledger import Ledger, Stage, read_status, write_status
+from rest_em.errors import RecipeChangedError, RunFolderError
+from rest_em.ledger import Ledger, NotDoneError, Stage, read_status, write_status
 from rest_em.storage import read_json, read_lines, write_json
 
 SAMPLES = Stage("iteration-01/samples", {"sampling": {"temperature": 0.7, "stop": ["a"]}})
@@ -52,9 +52,9 @@ def test_a_finished_stage_is_found_by_the_next_process(tmp_path: Path) -> None:
     finish(tmp_path, SAMPLES)
     ledger = Ledger(tmp_path)
     assert ledger.result(SAMPLES) == {"done": "iteration-01/samples"}
-    assert ledger.seconds("iteration-01/samples") == 1.5
+    assert ledger.is_done("iteration-01/samples")
     assert ledger.result(VERDICTS) is None
-    assert ledger.seconds("iteration-01/verdicts") is None
+    assert not ledger.is_done("iteration-01/verdicts")
 
 
 def test_a_stage_whose_line_was_torn_is_to_be_done(tmp_path: Path) -> None:
@@ -82,11 +82,52 @@ def test_a_changed_input_is_refused_with_the_difference_and_the_way_on(tmp_path:
     with pytest.raises(RunFolderError) as caught:
         Ledger(tmp_path).result(hotter)
     assert str(caught.value) == (
-        f"{tmp_path}: iteration-01/samples was finished with other settings:\n"
-        "  sampling.temperature: 0.7 -> 1.0\n"
-        "Undo the change, or do this stage and all that follow from it again with "
+        f"{tmp_path}: what was finished had other settings:\n"
+        "  sampling.temperature: 0.7 -> 1.0, on which iteration-01/samples depends\n"
+        "Undo the change, or do what depends on it, and all that follows, again with "
         "--from-stage iteration-01/samples, or keep both with --set run_name=NAME."
     )
+
+
+def test_a_survey_finds_all_that_a_change_concerns_and_names_the_options_that_do_it_again(
+    tmp_path: Path,
+) -> None:
+    finish(tmp_path, *ALL)
+    survey = Ledger(tmp_path, is_survey=True)
+    changed = {
+        one.name: with_inputs(one, {**one.inputs, "seed": 1}) for one in (BASE_EVAL, SAMPLES, NEXT, METRICS)
+    }
+    for stage in ALL:
+        assert survey.result(changed.get(stage.name, stage)) == {"done": stage.name}
+    verdicts_of_other_samples = Stage(VERDICTS.name, VERDICTS.inputs, after=(changed[SAMPLES.name],))
+    assert survey.result(verdicts_of_other_samples) is not None
+    assert survey.conflicts == {
+        BASE_EVAL.name: ["seed: 0 -> 1"],
+        SAMPLES.name: ["seed: absent -> 1"],
+        METRICS.name: ["seed: absent -> 1"],
+        NEXT.name: ["seed: absent -> 1"],
+    }
+    with pytest.raises(RecipeChangedError) as caught:
+        survey.refuse_conflicts()
+    assert str(caught.value).splitlines()[1:] == [
+        f"  seed: 0 -> 1, on which {BASE_EVAL.name} depends",
+        f"  seed: absent -> 1, on which {SAMPLES.name} and 2 more stages depend",
+        "Undo the change, or do what depends on it, and all that follows, again with "
+        f"--from-stage '*/evals/test/greedy/samples' --from-stage {SAMPLES.name}, or keep both with "
+        "--set run_name=NAME.",
+    ]
+    with pytest.raises(RecipeChangedError, match=rf"--from-stage {SAMPLES.name}, or"):
+        survey.refuse_conflicts("iteration-00")
+    survey.refuse_conflicts("iteration-00", "iteration-01/samples")
+    with pytest.raises(NotDoneError):
+        survey.result(Stage("iteration-02/verdicts", {}))
+
+
+def test_a_pattern_that_would_do_more_again_than_the_change_concerns_is_not_proposed(tmp_path: Path) -> None:
+    draws = [Stage(f"iteration-00/validation/{name}/samples", {"prompt": name}) for name in ("bare", "shown")]
+    ledger = finish(tmp_path, *draws)
+    with pytest.raises(RecipeChangedError, match=r"--from-stage iteration-00/validation/bare/samples, or"):
+        ledger.result(with_inputs(draws[0], {"prompt": "other"}))
 
 
 def test_a_stage_after_one_that_was_done_otherwise_is_refused_too(tmp_path: Path) -> None:
@@ -117,9 +158,9 @@ def test_the_way_on_covers_all_stages_that_the_change_concerns(
     assert Ledger(tmp_path).reset(pattern.strip("'")) == [name]
 
 
-def test_another_choice_of_checkpoint_wants_the_training_again(tmp_path: Path) -> None:
+def test_another_choice_of_checkpoint_is_refused(tmp_path: Path) -> None:
     ledger = finish(tmp_path, TRAINING, POLICY)
-    with pytest.raises(RunFolderError, match="--from-stage iteration-01/training,"):
+    with pytest.raises(RecipeChangedError, match="--from-stage iteration-01/policy,"):
         ledger.result(with_inputs(POLICY, {"checkpoint_choice": "best"}))
 
 
@@ -199,7 +240,7 @@ def test_a_stage_that_was_begun_keeps_its_work(tmp_path: Path) -> None:
 def test_a_stage_that_was_begun_with_other_inputs_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path).begin(SAMPLES)
     with pytest.raises(
-        RunFolderError, match=r"was begun with other settings:\n  sampling.temperature: 0.7 -> 1"
+        RecipeChangedError, match=r"what was begun had other settings:\n  sampling.temperature: 0.7 -> 1"
     ):
         Ledger(tmp_path).begin(with_inputs(SAMPLES, {"sampling": {"temperature": 1.0, "stop": ["a"]}}))
 
@@ -212,6 +253,23 @@ def test_work_of_a_policy_that_has_been_trained_again_is_dropped(tmp_path: Path)
     Ledger(tmp_path).begin(again)
     assert not (tmp_path / NEXT.name / "file").exists()
     assert read_json(tmp_path / NEXT.name / "stage.json")["fingerprint"] == again.fingerprint
+
+
+def test_reset_drops_what_was_begun_with_the_results_that_it_forgets(tmp_path: Path) -> None:
+    ledger = finish(tmp_path, *ALL[:-2])
+    unfinished = {one.name: one for one in (NEXT, Stage("iteration-09/samples", {}, after=(BASE_EVAL,)))}
+    for one in unfinished.values():
+        ledger.begin(one)
+        (tmp_path / one.name / "file").touch()
+    ledger.reset("iteration-01/verdicts")
+    assert left_in(tmp_path) == [
+        BASE_EVAL.name,
+        SAMPLES.name,
+        "iteration-09/samples",
+        "iteration-09/samples/stage",
+    ]
+    Ledger(tmp_path).begin(NEXT)
+    assert not (tmp_path / NEXT.name / "file").exists()
 
 
 def test_status_says_what_became_of_a_run(tmp_path: Path) -> None:

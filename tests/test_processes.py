@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from process_watch import is_alive, is_gone_within
@@ -55,6 +56,35 @@ def test_a_child_whose_parent_died_before_it_looked_dies_at_once() -> None:
     )
     assert child.returncode == -signal.SIGKILL
     assert child.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("variable", "stays"), [("ACCELERATE_MIXED_PRECISION", False), ("ACCELERATE_LOG_LEVEL", True)]
+)
+def test_only_a_launched_process_leaves_with_its_parent(variable: str, stays: bool, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    child = (
+        "import os, time; from rest_em.processes import die_with_launcher; die_with_launcher(); "
+        "print('tied', flush=True); parent = os.getppid()\n"
+        "while os.getppid() == parent: time.sleep(0.01)\n"
+        f"time.sleep(0.2); open({str(ended)!r}, 'w')"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])",
+            child,
+        ],
+        env={**os.environ, variable: "no"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "tied\n"
+    parent.kill()
+    parent.communicate()  # to the end of the child's output
+    assert ended.exists() == stays
 
 
 def test_a_group_is_killed_whole() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,13 +35,13 @@ LAUNCHED = {
 FOLLOWER = """
 import os, sys
 from rest_em import stages
-from rest_em.errors import RestEMError
+from rest_em.errors import RestEMError, RunInterruptedError
 stages.SHARED_FOLDER_SECONDS = stages.BEAT_SECONDS = 0.2
 os.chdir(sys.argv[2])
 try:
     with stages.interruptible():
         stages.follow(stages.Ranks(1, 2, 1, 2, "127.0.0.1", int(sys.argv[1])))
-except RestEMError as error:
+except (RestEMError, RunInterruptedError) as error:
     print(type(error).__name__, error)
 """
 
@@ -57,10 +58,10 @@ def ranks_of_two() -> Ranks:
 
 
 @contextlib.contextmanager
-def follower(ranks: Ranks) -> Iterator[subprocess.Popen[str]]:
-    """Run rank 1 in the working directory; it prints why it leaves."""
+def follower(ranks: Ranks, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run rank 1 in a directory, None being the working directory; it prints why it leaves."""
     process = subprocess.Popen(
-        [sys.executable, "-c", FOLLOWER, str(ranks.master_port), str(Path.cwd())],
+        [sys.executable, "-c", FOLLOWER, str(ranks.master_port), str(cwd or Path.cwd())],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
@@ -199,6 +200,63 @@ def test_a_signal_becomes_an_error_that_says_so(number: signal.Signals) -> None:
     with pytest.raises(RunInterruptedError, match=message), interruptible():
         signal_self(number)
     assert signal.getsignal(number) is before
+
+
+def test_no_library_swallows_a_signal_on_its_way() -> None:
+    with pytest.raises(RunInterruptedError), interruptible(), contextlib.suppress(Exception):
+        signal_self(signal.SIGTERM)
+
+
+def test_a_second_signal_does_not_disturb_the_leaving_and_a_later_one_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with interruptible():
+        with pytest.raises(RunInterruptedError):
+            signal_self(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        monkeypatch.setattr(stages, "LEAVING_SECONDS", 0.0)
+        with pytest.raises(RunInterruptedError):
+            signal_self(signal.SIGTERM)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_end_of_a_log_is_that_of_the_last_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_stage(tmp_path, monkeypatch, "")
+    with Supervisor(Ranks(), tmp_path) as supervisor:
+        for source in ("print('first'); sys.exit(3)", "os.kill(os.getpid(), 9)"):
+            (Path.cwd() / "rest_em" / "__main__.py").write_text(f"import os, sys\n{source}")
+            with pytest.raises(StageError) as caught:
+                supervisor.run("train", {}, label="t", meanwhile=do_nothing)
+    assert str(caught.value).endswith("the end of its log:\n  | (nothing)")
+
+
+def test_a_rank_may_have_been_started_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_stage(tmp_path, monkeypatch, "open(json.load(open(sys.argv[3]))['mark'] + os.environ['RANK'], 'w')")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree("rest_em", elsewhere / "rest_em")
+    ranks = ranks_of_two()
+    with Supervisor(ranks, Path("runs/name")) as supervisor, follower(ranks, cwd=elsewhere):
+        supervisor.run("sample", {"mark": str(tmp_path / "mark")}, label="a", meanwhile=do_nothing)
+    assert sorted(path.name for path in tmp_path.glob("mark*")) == ["mark0", "mark1"]
+    assert sorted(path.name for path in Path("runs/name/logs").glob("*.log")) == [
+        "a-rank0.log",
+        "a-rank1.log",
+    ]
 
 
 def test_every_rank_runs_the_stage_and_a_failure_on_one_ends_it_on_all(

@@ -19,8 +19,6 @@ from rest_em.storage import (
     content_hash,
     file_hash,
     is_locked,
-    problem_from_json,
-    problem_to_json,
     read_examples,
     read_graded,
     read_json,
@@ -208,11 +206,6 @@ def test_a_sampler_is_not_told_the_reference() -> None:
     problem = Problem("p", "2 + 2 =", reference="secret", metadata={"kind": "secret"})
     request = DrawRequest("n", (problem,), params, 1, seed=3, unit_size=4, max_rows=2)
     assert "secret" not in json.dumps(request_to_json(request))
-
-
-def test_a_problem_survives_json() -> None:
-    problem = Problem("p", ({"role": "user", "content": "a"},), reference=["t1"], metadata={"kind": "sum"})
-    assert problem_from_json(json.loads(json.dumps(problem_to_json(problem)))) == problem
 
 
 def test_a_second_run_in_a_folder_is_refused_and_told_who_is_there(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rest_em.evaluation import Estimate, Evaluation, gain
-from rest_em.ledger import Ledger, read_status
+from rest_em.ledger import Ledger, as_killed, read_status
 from rest_em.storage import is_locked
 
 ABSENT = "-"
@@ -54,7 +54,7 @@ class IterationSummary:
     chosen: int | None
     """Which of those is the policy."""
     seconds: Mapping[str, float]
-    """By kind of stage: sample, train, validate, measure."""
+    """By kind of stage: sample, judge (beyond the sampling), train, validate, measure."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value; rates are in [0, 1], None is what has not been measured."""
@@ -143,8 +143,7 @@ def _status(folder: Path) -> dict[str, str]:
     status = read_status(folder)  # it may have ended between the two looks
     if status["state"] != "running":
         return status
-    message = f"{status['message'] or 'its process'} was killed; the same command goes on from here"
-    return status | {"state": "interrupted", "message": message}
+    return status | as_killed(status)
 
 
 def _result(records: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
@@ -189,7 +188,13 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
 
 def _seconds(records: Mapping[str, Any], name: str) -> dict[str, float]:
     """Return how long an iteration's stages took, by kind."""
-    kinds = {"samples": "sample", "training": "train", "validation": "validate", "evals": "measure"}
+    kinds = {
+        "samples": "sample",
+        "verdicts": "judge",
+        "training": "train",
+        "validation": "validate",
+        "evals": "measure",
+    }
     seconds: dict[str, float] = {}
     for stage, record in records.items():
         iteration, kind = stage.split("/")[:2]
@@ -282,7 +287,7 @@ def _training_table(summary: RunSummary) -> Table:
 
 def _time_table(summary: RunSummary) -> Table:
     table = _table("seconds, and which epoch D_val chose (0 is the untrained base)")
-    kinds = ("sample", "train", "validate", "measure")
+    kinds = ("sample", "judge", "train", "validate", "measure")
     for heading in ("iteration", *kinds, "all", "epoch chosen", "pass@1 on D_val by epoch"):
         table.add_column(heading, justify="right")
     for one in summary.iterations:

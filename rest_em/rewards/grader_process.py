@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
 
 from rest_em.processes import kill_group
 from rest_em.rewards.worker import Reply
@@ -39,17 +40,20 @@ EXIT_SECONDS = 1.0
 class GraderProcess:
     """One grader: a process in a session of its own, and the solutions it has not answered for yet."""
 
-    def __init__(self, section: RewardSection, log: IO[bytes] | None) -> None:
+    def __init__(self, section: RewardSection, identity: Mapping[str, Any], log: IO[bytes] | None) -> None:
         """Start the process; what its reward prints goes to `log`."""
+        lifeline, self._lifeline = os.pipe()  # the other end closes with this process, however it dies
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rest_em.rewards.worker", str(os.getpid())],
+            [sys.executable, "-m", "rest_em.rewards.worker", str(os.getpid()), str(lifeline)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if log is None else log,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
+            pass_fds=(lifeline,),
             bufsize=0,
         )
+        os.close(lifeline)
         self._pipes = [pipe for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
         self._stdin, self._stdout = (pipe.fileno() for pipe in self._pipes)
         for descriptor in (self._stdin, self._stdout):
@@ -61,7 +65,7 @@ class GraderProcess:
         """Sent and unanswered, in order: the first one is being judged."""
         self.is_ready = False
         """Whether the reward has been imported."""
-        self._outbox = bytearray(pickle.dumps(section))
+        self._outbox = bytearray(pickle.dumps((section, identity)))
         self._inbox = b""
         self._last_sign = time.monotonic()
         self._window = 4
@@ -129,6 +133,7 @@ class GraderProcess:
         """Kill it and all that it started; say how it had ended."""
         was_dead = self._is_dead
         kill_group(self._process)
+        os.close(self._lifeline)
         for pipe in self._pipes:
             pipe.close()
         code = self._process.returncode

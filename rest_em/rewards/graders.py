@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 from rest_em.errors import RewardError
 from rest_em.processes import usable_cores
 from rest_em.rewards.grader_process import GraderProcess, Task
-from rest_em.rewards.registry import is_built_in
+from rest_em.rewards.registry import is_built_in, reward_identity
 from rest_em.rewards.worker import Reply
 from rest_em.types import GradedSolution, Problem, Solution, Verdict
 
@@ -46,13 +46,18 @@ class Graders:
     """
 
     def __init__(self, section: RewardSection, log: Path | None = None) -> None:
-        """Start nothing yet.
+        """Look at the reward's file; start nothing yet.
 
         Args:
             section: the recipe's `reward`.
             log: gets what rewards print; None drops it.
+
+        Raises:
+            RewardError: there is no such reward.
         """
         self._section = section
+        self.identity = reward_identity(section)
+        """What verdicts depend on; a grader that finds a changed file later judges nothing."""
         self._num_workers = section.num_workers or min(usable_cores(), MAX_DEFAULT_WORKERS)
         self._log_path = log
         self._log: IO[bytes] | None = None
@@ -90,7 +95,7 @@ class Graders:
             timeout_seconds: how long to wait for a first verdict where none is there and some are pending.
 
         Raises:
-            RewardError: the reward cannot be imported.
+            RewardError: the reward cannot be imported, or its file has changed.
         """
         return [graded for graded, _ in self._collect(timeout_seconds)]
 
@@ -118,7 +123,7 @@ class Graders:
             self._watch(process)
         num_open = len(self._queue) + sum(len(process.tasks) for process in self._processes)
         while len(self._processes) < min(self._num_workers, num_open):
-            self._processes.append(GraderProcess(self._section, self._open_log()))
+            self._processes.append(GraderProcess(self._section, self.identity, self._open_log()))
         for process in self._processes:
             process.fill(self._queue, share=-(-num_open // len(self._processes)))
         if self._log is not None and os.fstat(self._log.fileno()).st_size > MAX_LOG_BYTES:

@@ -16,13 +16,23 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rest_em.errors import RewardError, UnscorableError
 from rest_em.processes import die_with_parent
-from rest_em.rewards.registry import LoadedReward, describe, error_place, load_reward
+from rest_em.rewards.registry import (
+    LoadedReward,
+    describe,
+    error_place,
+    load_reward,
+    reward_identity,
+)
 from rest_em.types import Problem, Solution
+
+if TYPE_CHECKING:
+    from rest_em.recipe import RewardSection
 
 Reply = tuple[str, float, str | None, str]
 """(`correct`, `incorrect`, `unscorable` or `failed`; reward; answer; reason).
@@ -109,13 +119,46 @@ def _send(replies: int, value: Any) -> None:
         line = line[os.write(replies, line) :]
 
 
+def _watch_supervisor(lifeline: int) -> None:
+    """Have a process of its own kill this group, with all that rewards start in it, when the supervisor dies.
+
+    Orphaned at once, so that a reward never waits for it as for a child of its own.
+
+    Args:
+        lifeline: a pipe that ends when the supervisor does.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        os.close(lifeline)
+        return
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # the supervisor's pipes end with the grader, not with this process
+        os.dup2(null, descriptor)
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
+    found = reward_identity(section)
+    if found != identity:
+        raise RewardError(
+            f"reward {section.name}: its file has changed while the run goes on, and the verdicts of two "
+            "rewards must not be mixed; give the same command again to go on with the new one"
+        )
+    return load_reward(section)
+
+
 def main() -> None:
     """Judge until standard input ends."""
     die_with_parent(signal.SIGKILL, int(sys.argv[1]))
+    _watch_supervisor(int(sys.argv[2]))
     process_id = os.getpid()
     requests, replies = _private_pipes()
     try:
-        loaded = load_reward(pickle.load(requests))
+        loaded = _load(*pickle.load(requests))
     except RewardError as error:
         _send(replies, ["error", 0.0, None, str(error)])
         return

@@ -41,7 +41,7 @@ RESULTS: dict[str, tuple[dict[str, Any], float]] = {
     "iteration-01/verdicts": (
         {"num_problems": 400, "num_solutions": 3200, "num_correct": 400, "num_solved": 150,
          "num_unscorable": 0, "num_without_answer": 64},
-        0.0,
+        7.0,
     ),
     "iteration-01/dataset": ({"num_distinct": 300, "num_kept": 250}, 0.5),
     "iteration-01/training": ({}, 80.0),
@@ -79,7 +79,9 @@ def test_json_has_the_measurements_of_each_iteration(tmp_path: Path) -> None:
     assert (first["num_sampled"], first["num_correct"], first["num_kept"]) == (3200, 400, 250)
     assert (first["success_rate"], first["coverage"]) == (0.125, 0.375)
     assert (first["no_answer"], first["truncated"]) == (0.02, 0.005)
-    assert first["seconds"] == {"sample": 60.0, "train": 80.0, "validate": 4.0, "measure": 5.0}
+    assert first["seconds"] == {
+        "sample": 60.0, "judge": 7.0, "train": 80.0, "validate": 4.0, "measure": 5.0
+    }  # fmt: skip
     assert (base["num_sampled"], base["success_rate"]) == (0, None)
 
 
@@ -95,8 +97,8 @@ def test_the_table_shows_what_the_json_has(tmp_path: Path) -> None:
     (sampling,) = [row for row in rows if row[:2] == ["1", "3,200"]]
     assert sampling == ["1", "3,200", "400", "12.5", "37.5", "300", "250", "2.0", "0.5", "70,000"]
     (times,) = [row for row in rows if row[:2] == ["1", "60"]]
-    assert times == ["1", "60", "80", "4", "5", "149", "1", "25.0", "50.0"]
-    assert rows[-1][:6] == ["all", "-", "-", "-", "-", "154"]
+    assert times == ["1", "60", "7", "80", "4", "5", "156", "1", "25.0", "50.0"]
+    assert rows[-1][:7] == ["all", "-", "-", "-", "-", "-", "161"]
 
 
 def test_what_could_not_be_judged_is_neither_wrong_nor_without_an_answer(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_watch import is_alive, is_gone_within
 
 from rest_em.errors import RewardError
 from rest_em.recipe import RewardSection
@@ -76,13 +77,6 @@ def children() -> set[int]:
 
 def descriptors_now() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def is_alive(process_id: int) -> bool:
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_built_in_reward_judges_and_extracts_answers() -> None:
@@ -220,7 +214,7 @@ def test_a_child_that_a_reward_forks_neither_answers_nor_survives(plugin: Plugin
     )
     graded = judge(plugin(body), "twice", "twice", "child", "twice")
     assert verdicts(graded) == [CORRECT] * 4
-    child = int(read_pid(tmp_path / "child"))
+    (child,) = map(int, read_pids(tmp_path / "child"))
     assert eventually(lambda: not is_alive(child))
 
 
@@ -273,8 +267,15 @@ def test_nothing_is_left_behind(plugin: Plugin, tmp_path: Path) -> None:
     assert descriptors_now() == descriptors
 
 
-def test_graders_die_with_their_supervisor_however_it_dies(plugin: Plugin, tmp_path: Path) -> None:
-    section = plugin(f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(1000)")
+def test_graders_and_what_rewards_start_die_with_their_supervisor_however_it_dies(
+    plugin: Plugin, tmp_path: Path
+) -> None:
+    section = plugin(
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}.')\n"
+        "time.sleep(1000)",
+        before="import subprocess",
+    )
     script = tmp_path / "supervisor.py"
     script.write_text(
         "from rest_em.recipe import RewardSection\n"
@@ -287,17 +288,37 @@ def test_graders_die_with_their_supervisor_however_it_dies(plugin: Plugin, tmp_p
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     supervisor = subprocess.Popen([sys.executable, str(script)], env=environment)
     try:
-        grader = int(eventually(lambda: read_pid(tmp_path / "pid")))
+        pids = [int(pid) for pid in eventually(lambda: read_pids(tmp_path / "pids"))]
+        assert all(is_alive(pid) for pid in pids)
         supervisor.send_signal(signal.SIGKILL)
     finally:
         supervisor.kill()
         supervisor.wait()
-    assert eventually(lambda: not is_alive(grader))
+    assert all(is_gone_within(pid, 2.0) for pid in pids)
 
 
-def read_pid(path: Path) -> str:
+def test_a_reward_may_wait_for_any_child_of_its_own(plugin: Plugin) -> None:
+    """What watches over a grader's group is no child of the grader."""
+    section = plugin("try:\n    os.wait()\nexcept ChildProcessError:\n    return True\nreturn False")
+    (graded,) = judge(section, "")
+    assert graded.verdict is Verdict.CORRECT
+
+
+def test_a_reward_whose_file_changes_judges_nothing_more(plugin: Plugin) -> None:
+    section = plugin("time.sleep(60 if solution.text == 'hang' else 0)\nreturn True", timeout_seconds=1.0)
+    with Graders(section) as graders:
+        assert [one.verdict for one in collect(graders, "a")] == [Verdict.CORRECT]
+        plugin("return True")
+        with pytest.raises(
+            RewardError, match=r"its file has changed while the run goes on.*same command again"
+        ):
+            collect(graders, "hang", "b")
+    assert [one.verdict for one in judge(section, "b")] == [Verdict.CORRECT]
+
+
+def read_pids(path: Path) -> list[str]:
     text = path.read_text() if path.exists() else ""
-    return text.removesuffix(".") if text.endswith(".") else ""
+    return text.removesuffix(".").split() if text.endswith(".") else []
 
 
 def eventually(condition: Callable[[], Any]) -> Any:
