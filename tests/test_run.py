@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -159,9 +160,8 @@ def test_a_changed_setting_is_refused_and_done_again_only_when_asked_for(copy: P
     hotter = ("--set", "sampling.temperature=0.5")
     refused = finish(launch("run", "tiny.yaml", *hotter), copy)
     assert refused.returncode == 1
-    assert "iteration-01/samples was finished with other settings:\n  sampling.temperature: 1.0 -> 0.5" in (
-        refused.stderr
-    )
+    changed = "what was finished had other settings:\n  sampling.temperature: 1.0 -> 0.5, on which iteration-01"
+    assert changed in refused.stderr
     assert "--from-stage iteration-01/samples" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert read_json(copy / RUN / "status.json")["state"] == "finished"
@@ -178,9 +178,29 @@ def test_a_changed_setting_is_refused_and_done_again_only_when_asked_for(copy: P
     assert not (copy / RUN / "iteration-01" / "policy").exists()
     # Half drawn at one temperature and half at another must not be.
     refused = finish(launch("run", "tiny.yaml"), copy)
-    assert "iteration-01/samples was begun with other settings:\n  sampling.temperature: 0.5 -> 1.0" in (
+    changed = "what was begun had other settings:\n  sampling.temperature: 0.5 -> 1.0, on which iteration-01"
+    assert changed in refused.stderr
+
+
+def test_all_that_a_changed_key_concerns_is_told_before_anything_is_done(copy: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (copy / RUN).rglob("*") if path.is_file()}
+    shorter = ("run", "tiny.yaml", "--dry-run", "--set", "sampling.max_new_tokens=8")
+    refused = finish(launch(*shorter), copy)
+    assert refused.returncode == 1
+    assert "sampling.max_new_tokens: 16 -> 8, on which iteration-00/validation/shown/samples and " in (
         refused.stderr
     )
+    options = re.findall(r"--from-stage '?([^ ',]+)", refused.stderr)
+    assert options == [
+        "*/validation/*/samples",
+        "*/evals/test/greedy/samples",
+        "*/evals/test/sampled/samples",
+        "iteration-01/samples",
+    ]
+    allowed = finish(launch(*shorter, *(word for one in options for word in ("--from-stage", one))), copy)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "0 stages are done" not in allowed.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in (copy / RUN).rglob("*") if path.is_file()}
 
 
 def test_another_reward_judges_the_same_solutions_again(copy: Path, alone: Path) -> None:
