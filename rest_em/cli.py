@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -16,10 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from rest_em import __version__
-from rest_em.errors import RecipeChangedError, RecipeError, RestEMError, RunInterruptedError
+from rest_em.errors import (
+    ProblemError,
+    RecipeChangedError,
+    RecipeError,
+    RestEMError,
+    RewardError,
+    RunInterruptedError,
+    TrainingError,
+)
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
+from rest_em.types import Messages
 
 if TYPE_CHECKING:
     from rest_em.recipe import Recipe
@@ -234,26 +245,40 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     from rest_em.rewards.graders import canary
     from rest_em.run import ProblemSets
 
-    check_files(recipe)
-    check_library_keys(recipe)
-    training = recipe.training
-    divide_global_batch(training.global_batch_size, num_ranks, training.per_device_train_batch_size)
-    problems = ProblemSets(recipe)
-    for variant in (
-        *base_variants(recipe.prompt),
-        tuned_variant(recipe.prompt),
-        training_variant(recipe.prompt),
-    ):
-        problems.check(variant)
-    first = problems.rendered("train", tuned_variant(recipe.prompt))[0]
-    canary(recipe.reward, first, recipe.place("reward.name"))
+    mistakes = []
+    for tell in (check_files, check_library_keys):
+        try:
+            tell(recipe)
+        except RecipeError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    training, prompt, problems = recipe.training, recipe.prompt, ProblemSets(recipe)
+    with _told_with_place(recipe):
+        divide_global_batch(training.global_batch_size, num_ranks, training.per_device_train_batch_size)
+        for variant in (*base_variants(prompt), tuned_variant(prompt), training_variant(prompt)):
+            problems.check(variant)
+        canary(recipe.reward, problems.rendered("train", tuned_variant(prompt))[0])
     return problems
+
+
+@contextmanager
+def _told_with_place(recipe: Recipe) -> Iterator[None]:
+    """Put the recipe's file and line before an error whose message begins with a key of the recipe."""
+    try:
+        yield
+    except (ProblemError, RewardError, TrainingError) as error:
+        begin = re.match(r"([a-z]+)\.([a-z_]+)", str(error))
+        section = getattr(recipe, begin[1], None) if begin and begin[1] in type(recipe).model_fields else None
+        if begin is None or not hasattr(section, begin[2]):
+            raise
+        raise type(error)(f"{recipe.place(begin[0])}: {error}") from error
 
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Check a recipe without loading a model, and show the first prompt that would be sampled from."""
-    from rest_em.problems import base_variants
+    from rest_em.problems import base_variants, tuned_variant
     from rest_em.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -264,12 +289,31 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     console.print(f"{recipe}: fine", markup=False, soft_wrap=True)
     console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
     console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
-    for variant in variants:
+    tuned = tuned_variant(loaded.prompt)
+    for variant in (*variants, *(() if tuned in variants else (tuned,))):
         first = problems.rendered("train", variant)[0]
-        console.rule(f"prompt {variant.name} of problem {first.id}")
-        shown = first.prompt if isinstance(first.prompt, str) else json.dumps(first.prompt, indent=2)
-        console.print(shown, markup=False, soft_wrap=True)
+        console.rule(Text(f"prompt {variant.name} of problem {first.id}"))
+        print(_as_sampled(loaded, first.prompt))
     console.rule()
+
+
+def _as_sampled(recipe: Recipe, prompt: str | Messages) -> str:
+    """Return a prompt as the model reads it; of a chat the messages, where the model is no local folder."""
+    folder = Path(recipe.model.name_or_path)
+    if isinstance(prompt, str):
+        return prompt
+    if not folder.is_dir():
+        return json.dumps(prompt, indent=2, ensure_ascii=False)
+    from transformers import AutoTokenizer
+
+    from rest_em.tokens import encode_prompt
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        place = recipe.place("model.name_or_path")
+        raise RecipeError(f"{place}: model.name_or_path: no tokenizer can be read there: {error}") from error
+    return str(tokenizer.decode(encode_prompt(tokenizer, prompt)))
 
 
 @app.command()
@@ -318,7 +362,10 @@ def copy_recipe(
         raise RecipeError(f"{name}: no such recipe; there are: {names}")
     if target.exists():
         raise RecipeError(f"{target}: exists already; name a folder that does not")
-    shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    try:
+        shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be made: {error.strerror or error}") from error
     print(target / source.name)
 
 

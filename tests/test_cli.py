@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,8 +35,9 @@ Call = Callable[..., Said]
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command line in a folder with the recipe `tiny.yaml`, whose model is an empty folder."""
+    """Run a command line in a folder with the recipe `tiny.yaml`, whose model has no weights."""
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     tiny_run.write_recipe(tmp_path, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
 
@@ -75,12 +77,37 @@ def test_check_shows_what_would_be_sampled_from(call: Call) -> None:
     assert lines[4:7] == ["a=bc", "", "tr0="]
     assert "prompt bare of problem train-0" in lines[7]
     assert lines[8] == "tr0="
+    assert "prompt 0-shot of problem train-0" in lines[9], "the tuned policies'"
 
 
-def test_check_does_not_break_the_lines_of_a_prompt(call: Call) -> None:
-    replace("tiny.yaml", "{{ question }}=", f"{'long ' * 40}{{{{ question }}}} [red]=")
-    shown = call("check", "tiny.yaml").out.splitlines()
-    assert f"{'long ' * 40}tr0 [red]=" in shown
+def test_check_shows_a_prompt_and_an_id_as_they_are(call: Call) -> None:
+    replace("tiny.yaml", "{{ question }}=", f"{'long ' * 40}{{{{ question }}}} [red] 1:100:2=")
+    replace("train.jsonl", '"train-0"', '"[/INST]"')
+    said = call("check", "tiny.yaml")
+    assert (said.code, said.err) == (0, "")
+    assert f"{'long ' * 40}tr0 [red] 1:100:2=" in said.out.splitlines()
+    assert "of problem [/INST]" in said.out
+
+
+def test_check_shows_a_chat_as_the_model_reads_it(call: Call, tiny_model_folder: Path) -> None:
+    model = Path("model")
+    shutil.copytree(tiny_model_folder, model, dirs_exist_ok=True)
+    replace("tiny.yaml", "prompt:", "prompt:\n  chat_template: true")
+    assert "<s>[user]tr0=\n[assistant]" in call("check", "tiny.yaml").out
+    said = call("check", "tiny.yaml", "--set", "model.name_or_path=org/base")
+    assert '"content": "tr0="' in said.out
+    (model / "chat_template.jinja").unlink()
+    said = call("check", "tiny.yaml")
+    assert said.code == 1
+    assert "has no chat template; use a model that has one" in said.err
+
+
+def test_all_that_is_missing_or_unknown_is_told_at_once(call: Call) -> None:
+    replace("tiny.yaml", "learning_rate: 1e-3", "learning_rates: 1e-3")
+    Path("train.jsonl").unlink()
+    said = call("check", "tiny.yaml")
+    assert "train.jsonl, and there is no such file" in said.err
+    assert "unknown key training.learning_rates" in said.err
 
 
 @pytest.mark.parametrize(
@@ -116,9 +143,8 @@ def test_a_wrong_recipe_is_told_in_one_line_without_a_traceback(
         assert said.err.startswith("error: ")
         assert said.err.count("\n") == 1
         assert "Traceback" not in said.err
-        if told != "reward.options":
-            place = said.err.split()[1]
-            assert ".jsonl:1" in place or place in {f"tiny.yaml:{number}:", f"tiny.yaml:{number + 1}:"}
+        place = said.err.split()[1]
+        assert ".jsonl:1" in place or place in {f"tiny.yaml:{number}:", f"tiny.yaml:{number + 1}:"}
         assert said.out == ""
 
 
@@ -235,7 +261,7 @@ def test_a_recipe_without_a_validation_problem_is_told_at_the_start(call: Call) 
     Path("train.jsonl").write_text(only + "\n")
     said = call("check", "tiny.yaml")
     assert (said.code, said.err.count("\n")) == (1, 1)
-    assert said.err.startswith("error: problems.validation: there is no problem to validate on")
+    assert said.err.startswith("error: tiny.yaml:5: problems.validation: there is no problem to validate on")
     assert "problems.validation_fraction" in said.err
 
 

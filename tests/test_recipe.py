@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_bytes_that_are_not_utf_8_are_told_with_their_line(tmp_path: Path) -> No
 
 def test_a_control_character_is_told(load: Load) -> None:
     (line,) = lines_of(lambda: load("run_name: a\x07\n"))
-    assert line.startswith("x.yaml: this is not YAML: character ")
+    assert line.startswith("x.yaml:10: this is not YAML: ")
 
 
 def test_yaml_that_does_not_parse_is_told_with_its_line(load: Load) -> None:
@@ -591,13 +592,36 @@ def test_files_that_are_not_there_are_told_with_their_line(load: Load, tmp_path:
     option = "prompt.base=[{examples: e.jsonl}]"
     recipe = load("", option, text=text)
     nothing = "and there is no such file or folder"
-    assert lines_of(lambda: check_files(recipe)) == [
+    *missing, model = lines_of(lambda: check_files(recipe))
+    assert missing == [
         f"x.yaml:3: problems.train.path is {tmp_path}/train.jsonl, {nothing}",
         f"x.yaml:4: problems.test.path is {tmp_path}/test.jsonl, {nothing}",
         f"--set {option}: prompt.base[0].examples is {tmp_path}/e.jsonl, {nothing}",
         f"x.yaml:7: reward.name is {tmp_path}/judge.py, {nothing}",
-        f"x.yaml:1: model.name_or_path is {tmp_path}/base, {nothing}; "
-        "--set model.name_or_path=FOLDER-OR-HUB-ID names another",
+    ]
+    assert model == (
+        f"x.yaml:1: model.name_or_path is {tmp_path}/base, {nothing} (paths in a recipe begin at its folder, "
+        "those of --set at the working directory); --set model.name_or_path=FOLDER-OR-HUB-ID names another"
+    )
+
+
+@pytest.mark.parametrize("name", ["models/sub/base", "~nobody-of-this-name/base", "./" + "x" * 300, "./a\0b"])
+def test_what_can_be_no_hub_id_and_is_no_folder_is_told(load: Load, name: str) -> None:
+    recipe = load("", f"model.name_or_path={json.dumps(name)}")
+    told = [line for line in lines_of(lambda: check_files(recipe)) if "model.name_or_path is" in line]
+    assert len(told) == 1
+    assert "no such file or folder" in told[0]
+
+
+def test_a_folder_without_a_checkpoint_is_no_model_and_has_no_revision(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    recipe = load(text=MINIMAL.replace("org/base", "./base, revision: main"))
+    assert lines_of(lambda: check_files(recipe)) == [
+        f"x.yaml:1: model.name_or_path is {tmp_path}/base, and there is no config.json in it; a Hugging Face "
+        "checkpoint is wanted",
+        "x.yaml:1: model.revision is for models of the hub, and model.name_or_path is a folder; leave it out",
     ]
 
 

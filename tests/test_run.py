@@ -160,7 +160,7 @@ def test_a_changed_setting_is_refused_and_done_again_only_when_asked_for(copy: P
     hotter = ("--set", "sampling.temperature=0.5")
     refused = finish(launch("run", "tiny.yaml", *hotter), copy)
     assert refused.returncode == 1
-    changed = "what was finished had other settings:\n  sampling.temperature: 1.0 -> 0.5, on which iteration-01"
+    changed = "what was finished had other settings:\n  sampling.temperature: 1.0 -> 0.5, on which iteration"
     assert changed in refused.stderr
     assert "--from-stage iteration-01/samples" in refused.stderr
     assert "Traceback" not in refused.stderr

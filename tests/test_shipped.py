@@ -54,7 +54,7 @@ def test_the_problems_of_the_quickstart_are_what_their_script_makes(tmp_path: Pa
     script = shutil.copy(shipped / "make_problems.py", tmp_path)
     subprocess.run([sys.executable, script], check=True)
     made = sorted(tmp_path.glob("*.jsonl"))
-    assert [path.name for path in made] == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    assert [path.stem for path in made] == ["examples", "test", "train", "validation"]
     assert all(path.read_bytes() == (shipped / path.name).read_bytes() for path in made)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SEED = 2312_06585
-NUM_EXAMPLES, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2, 360, 100, 200
+NUM_EXAMPLES, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2, 400, 100, 200
 
 
 def distinct_sums(rng: random.Random) -> Iterator[tuple[str, int]]:
@@ -36,7 +36,7 @@ def main() -> None:
     """Write the worked examples and the three sets of problems."""
     sums = distinct_sums(random.Random(SEED))
     shots = [next(sums) for _ in range(NUM_EXAMPLES)]
-    write_rows("examples", [{"expression": e, "solution": f" {e} = {value}"} for e, value in shots])
+    write_rows("examples", [{"expression": e, "solution": f" {value}"} for e, value in shots])
     for name, size in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION), ("test", NUM_TEST)):
         problems = [next(sums) for _ in range(size)]
         rows = [

@@ -230,10 +230,12 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
     place = f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
     try:
         rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
         cause = "" if error.__cause__ is None else f" ({error.__cause__})"
         told = " ".join(f"{error}{cause}".split())
-        raise ProblemError(f"{place}: this data set cannot be read: {told}") from error
+        # datasets 4 runs no loading scripts any more, and says so with a RuntimeError.
+        advice = "; take a copy of it in Parquet or JSONL" if isinstance(error, RuntimeError) else ""
+        raise ProblemError(f"{place}: this data set cannot be read: {told}{advice}") from error
     return [
         Row(where, {name: _json_value(value, name, where) for name, value in row.items()})
         for where, row in ((f"{place}, row {number}", row) for number, row in enumerate(rows, start=1))

@@ -20,6 +20,8 @@ from rest_em.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 """The names, and the indices in lists, that lead to a value."""
 
+MAX_DIGITS = 4000
+"""Of a whole number; Python reads no more than 4300."""
 _INT = r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"
 _FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -159,7 +161,8 @@ def _compose(text: str, place: str) -> yaml.Node | None:
         line = "" if mark is None or place.startswith("--set") else f":{mark.line + 1}"
         raise RecipeError(f"{place}{line}: this is not YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
-        raise RecipeError(f"{place}: this is not YAML: character {error.position}: {error.reason}") from error
+        line = "" if place.startswith("--set") else f":{text.count(chr(10), 0, error.position) + 1}"
+        raise RecipeError(f"{place}{line}: this is not YAML: {error.reason}") from error
     return node
 
 
@@ -196,7 +199,9 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
                 shown_key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or section"
                 where = f" of {dotted(path)}" if path else ""
-                self._note(key_node, path, f"a key{where} is {shown_key}; a name is wanted")
+                braces = '; a text with braces stands in quotes: "{{ question }}"'
+                advice = braces if isinstance(key_node, yaml.MappingNode) else ""
+                self._note(key_node, path, f"a key{where} is {shown_key}; a name is wanted{advice}")
                 continue
             key = (*path, key_node.value)
             if key_node.value in values:
@@ -216,7 +221,7 @@ class _Reader:
                 return None
             case "bool" if text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            case "int" if re.fullmatch(_INT, text):
+            case "int" if re.fullmatch(_INT, text) and len(text) <= MAX_DIGITS:
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             case "float" if re.fullmatch(_FLOAT, text) and math.isfinite(float(text)):
                 return float(text)

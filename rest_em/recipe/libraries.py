@@ -11,7 +11,7 @@ import functools
 import json
 import operator
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -49,11 +49,13 @@ def check_library_keys(recipe: Recipe) -> None:
         lines += _wrong_keys(recipe, "training", recipe.training.model_extra, known)
         lines += _unusable_settings(recipe, recipe.training.model_extra)
         if not lines:
+            lines += _unusable_optimizer(recipe, recipe.training.model_extra)
             lines += _unusable_schedule(recipe, recipe.training.model_extra)
     if recipe.lora:
         from peft import LoraConfig
 
-        lines += _wrong_keys(recipe, "lora", recipe.lora, _annotations(LoraConfig, OWNED_LORA_KEYS))
+        wrong = [*_wrong_keys(recipe, "lora", recipe.lora, _annotations(LoraConfig, OWNED_LORA_KEYS))]
+        lines += wrong or _unusable_adapter(recipe, recipe.lora)
     if lines:
         raise RecipeError("\n".join(lines))
 
@@ -97,6 +99,35 @@ def _unusable_settings(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[st
         unusable["warmup_steps"] = "a number >= 0 is wanted"
     for key, text in unusable.items():
         yield f"{recipe.place(f'training.{key}')}: training.{key} is {shown(values[key])}; {text}"
+
+
+def _unusable_optimizer(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Make an AdamW with the settings that are given; every optimiser of the Trainer takes them alike."""
+    import torch
+
+    options: dict[str, Callable[[Any], dict[str, Any]]] = {
+        "adam_beta1": lambda value: {"betas": (value, 0.999)},
+        "adam_beta2": lambda value: {"betas": (0.9, value)},
+        "adam_epsilon": lambda value: {"eps": value},
+        "weight_decay": lambda value: {"weight_decay": value},
+    }
+    for key in options.keys() & values.keys():
+        try:
+            torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], **options[key](values[key]))
+        except ValueError as error:
+            yield f"{recipe.place(f'training.{key}')}: training.{key} is {shown(values[key])}: {error}"
+
+
+def _unusable_adapter(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Make peft's configuration, which refuses some combinations, but not every rank."""
+    from peft import LoraConfig
+
+    if values.get("r", 1) < 1:
+        yield f"{recipe.place('lora.r')}: lora.r is {shown(values['r'])}; a whole number > 0 is wanted"
+    try:
+        LoraConfig(task_type="CAUSAL_LM", **values)
+    except (TypeError, ValueError) as error:
+        yield f"{recipe.place('lora')}: lora: {' '.join(str(error).split())}"
 
 
 def _unusable_schedule(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
@@ -153,17 +184,49 @@ def check_files(recipe: Recipe) -> None:
     reward_file = recipe.reward.name.rpartition(":")[0]
     if reward_file.endswith(".py"):
         paths["reward.name"] = reward_file
-    if _is_path(recipe.model.name_or_path):
-        paths["model.name_or_path"] = recipe.model.name_or_path
-    advice = {"model.name_or_path": "; --set model.name_or_path=FOLDER-OR-HUB-ID names another"}
-    missing = [
-        f"{recipe.place(key)}: {key} is {path}, and there is no such file or folder{advice.get(key, '')}"
+    wrong = [
+        f"{recipe.place(key)}: {key} is {_on_one_line(path)}, and there is no such file or folder"
         for key, path in paths.items()
-        if not Path(path).exists()
+        if not _is_there(path)
     ]
-    if missing:
-        raise RecipeError("\n".join(missing))
+    wrong += _wrong_model(recipe)
+    if wrong:
+        raise RecipeError("\n".join(wrong))
+
+
+def _wrong_model(recipe: Recipe) -> Iterator[str]:
+    """Say what is wrong with the model, as far as it is a folder."""
+    key, name = "model.name_or_path", recipe.model.name_or_path
+    told = f"{recipe.place(key)}: {key} is {_on_one_line(name)}"
+    if _is_there(name):
+        if not (Path(name) / "config.json").is_file():
+            yield f"{told}, and there is no config.json in it; a Hugging Face checkpoint is wanted"
+        if recipe.model.revision is not None:
+            yield (
+                f"{recipe.place('model.revision')}: model.revision is for models of the hub, and {key} is a "
+                "folder; leave it out"
+            )
+    elif _is_path(name):
+        advice = "paths in a recipe begin at its folder, those of --set at the working directory"
+        yield (
+            f"{told}, and there is no such file or folder ({advice}); "
+            f"--set {key}=FOLDER-OR-HUB-ID names another"
+        )
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith(".") or PurePath(name).is_absolute()
+    """Say whether a name cannot be a hub id, which is `name` or `owner/name`."""
+    return name.startswith((".", "~")) or PurePath(name).is_absolute() or name.count("/") > 1
+
+
+def _on_one_line(path: str) -> str:
+    """Return a path as a message shows it; some users write a text where a path is wanted."""
+    line = " ".join(path.split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a name, or with a character that none has
+        return False

@@ -186,10 +186,22 @@ def _resolved(key: str, value: str, folder: Path) -> str:
         is_path = value != ""
     elif key == "model.name_or_path" or re.fullmatch(r"problems\.(train|validation|test)\.path", key):
         is_data = key.startswith("problems") and PurePath(value).suffix.lower() in LOCAL_SUFFIXES
-        is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and (folder / value).exists())
+        is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and _is_there(folder / value))
     else:
         return value
-    return f"{(folder / Path(file).expanduser()).resolve()}{colon}{function}" if is_path else value
+    if not is_path:
+        return value
+    try:
+        return f"{(folder / Path(file).expanduser()).resolve()}{colon}{function}"
+    except (OSError, RuntimeError, ValueError):  # no such user, or no possible name: told as not there
+        return value
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -109,6 +109,13 @@ class ProblemsSection(_Section):
     id: NonEmpty | None = None
     """The column with a unique id; None derives ids from the rows' content."""
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.validation is not None and self.validation_fraction != 0.1:
+            text = f"is {self.validation_fraction} and problems.validation is named, so nothing is split off"
+            _refuse([(("validation_fraction",), f"{text}; leave one out")])
+        return self
+
     def sources(self) -> Mapping[str, ProblemSource]:
         """Return the sources that are named, by their keys."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -321,6 +328,11 @@ class EvaluationSection(_Section):
             if max(ks, default=0) > self.num_samples:
                 text = f"has k = {max(ks)} and evaluation.num_samples is {self.num_samples}"
                 wrong.append(((key,), f"{text}; give num_samples: {max(ks)}, or a smaller k"))
+        if self.num_samples == 0:
+            for key in ("temperature", "top_k", "top_p"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    text = f"is {getattr(self, key)} and evaluation.num_samples is 0, so nothing is sampled"
+                    wrong.append(((key,), f"{text}; leave one out"))
         _refuse(wrong)
         return self
 

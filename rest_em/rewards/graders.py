@@ -139,8 +139,9 @@ class Graders:
                 self._processes.remove(process)
                 ended = process.end()
                 how = ended if is_gone else f"was not ready within {START_SECONDS:g} s"
+                name = self._section.name
                 raise RewardError(
-                    f"reward {self._section.name}: importing it, the grader process {how}{self._see_log()}"
+                    f"reward.name {name}: importing it, the grader process {how}{self._see_log()}"
                 )
         elif is_gone:
             self._replace(process, "its grader process {how}")
@@ -185,26 +186,16 @@ class Graders:
         return f"; see {self._log_path}" if self._log_path is not None else ""
 
 
-def canary(section: RewardSection, problem: Problem, place: str) -> None:
+def canary(section: RewardSection, problem: Problem) -> None:
     """Call a reward once on a real problem, so that a broken one shows before anything is sampled.
 
     A built-in reward must find a solution that is nothing but the reference correct, and an empty one not. A
     plug-in must be able to judge an empty solution, or say that it cannot.
 
-    Args:
-        place: where the recipe names the reward, for the message.
-
     Raises:
         RewardError: it does not; the message says what happened.
     """
-    try:
-        _try(section, problem)
-    except RewardError as error:
-        raise RewardError(f"{place}: {error}") from error
-
-
-def _try(section: RewardSection, problem: Problem) -> None:
-    where = f"reward {section.name}, tried on problem {problem.id}"
+    where = f"reward.name {section.name}, tried on problem {problem.id}"
     with Graders(section.model_copy(update={"num_workers": 1})) as graders:
         empty, has_failed = graders.judge_one(problem, _solution(problem, ""))
         if has_failed:
