@@ -16,6 +16,7 @@ from rest_em.problems import (
     check_not_shown,
     example_prompts,
     load_problems,
+    read_rows,
     resolve_variant,
     split_validation,
     training_variant,
@@ -46,6 +47,7 @@ class ProblemSets:
     def __init__(self, recipe: Recipe) -> None:
         """Read nothing yet; files are read when a set is first asked for."""
         self._recipe = recipe
+        self._rows = functools.cache(read_rows)
         self._rendered = functools.cache(self._render)
 
     def rendered(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
@@ -84,12 +86,10 @@ class ProblemSets:
 
     def _render(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
         section, prompt = self._recipe.problems, self._recipe.prompt
-        if which == "test":
-            return load_problems(section.test, section, prompt, variant)
-        if section.validation is not None:
-            source = section.train if which == "train" else section.validation
-            return load_problems(source, section, prompt, variant)
-        problems = load_problems(section.train, section, prompt, variant)
+        source = section.sources().get(which)
+        if source is not None and (which != "train" or section.validation is not None):
+            return load_problems(self._rows(source), section, prompt, variant)
+        problems = load_problems(self._rows(section.train), section, prompt, variant)
         train, validation = split_validation(problems, section.validation_fraction)
         return train if which == "train" else validation
 

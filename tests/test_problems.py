@@ -19,6 +19,7 @@ from rest_em.problems import (
     check_not_shown,
     example_prompts,
     load_problems,
+    read_rows,
     resolve_variant,
     split_validation,
     training_variant,
@@ -65,7 +66,7 @@ def load(
 ) -> tuple[Problem, ...]:
     source = ProblemSource(path=path, max_problems=max_problems, split=split)
     section = ProblemsSection(train=source, test=source, id=id_column, reference=reference)
-    return load_problems(source, section, prompt, variant or PromptVariant())
+    return load_problems(read_rows(source), section, prompt, variant or PromptVariant())
 
 
 def told(call: Callable[[], object]) -> str:

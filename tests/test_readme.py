@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,7 @@ def commands() -> Iterator[Any]:
     """Yield each command line of the pages as words, comments left out."""
     for page in PAGES:
         lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-        lines += [
-            name for name in names(page) if re.match(r"(make|rest_em|accelerate launch .*-m) [^.:]", name)
-        ]
+        lines += [name for name in names(page) if COMMAND.match(name)]
         for line in dict.fromkeys(lines):
             words = shlex.split(line, comments=True)
             if words:
@@ -195,6 +195,30 @@ def test_a_broken_reference_is_unscorable_to_the_right_reward_alone() -> None:
     with pytest.raises(UnscorableError, match="the reference 'four' is no number"):
         judge(right, "four", "4")
     assert [judge(right, "4", text) for text in ("4.0", "5", "four")] == [True, False, False]
+
+
+def test_the_task_of_the_readme_passes_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_task.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (tmp_path / "my_reward.py").write_text(blocks(ROOT / "README.md", "python")[1])
+    for name, first in (("train", 10), ("test", 50)):
+        rows = [{"question": f"{first + k} + 25?", "answer": str(first + k + 25)} for k in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = CliRunner().invoke(app, ["check", "my_task.yaml"])
+    assert done.exit_code == 0, done.exception
+    assert "my_task.yaml: fine" in done.output
+
+
+def test_the_layers_of_contributing_are_those_that_are_checked() -> None:
+    told = blocks(ROOT / "CONTRIBUTING.md", "text")[0].split("\n")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    checked = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [line for line in told if line] == [layer.replace("rest_em.", "") for layer in checked]
+
+
+def test_the_table_of_the_readme_is_that_of_the_recipe() -> None:
+    shown = blocks(ROOT / "README.md", "text")[0]
+    assert shown in blocks(ROOT / "recipes" / "quickstart" / "README.md", "text")
 
 
 # docs/run_folder.md

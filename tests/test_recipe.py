@@ -362,6 +362,41 @@ def test_a_system_message_needs_the_chat_template(load: Load) -> None:
     load("", *chat, "prompt.tuned={chat_template: false, system: ''}")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ("problems.validation={path: v.jsonl}", "problems.validation_fraction=0.2"),
+            "problems.validation_fraction is 0.2 and problems.validation is named, so nothing is split off",
+        ),
+        (
+            ("evaluation.num_samples=0", "evaluation.top_k=5"),
+            "evaluation.top_k is 5 and evaluation.num_samples is 0, so nothing is sampled",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_told(load: Load, options: tuple[str, str], told: str) -> None:
+    (line,) = lines_of(lambda: load("", *options))
+    assert line == f"--set {options[1]}: {told}; leave one out"
+
+
+def test_a_template_without_quotes_is_told_how_to_write_it(load: Load) -> None:
+    line, *_ = lines_of(
+        lambda: load(text=MINIMAL.replace("template: '{{ question }}'", "template: {{ question }}"))
+    )
+    assert line.endswith('a name is wanted; a text with braces stands in quotes: "{{ question }}"')
+
+
+def test_an_item_of_a_list_cannot_be_set_alone(load: Load) -> None:
+    (line,) = lines_of(lambda: load("", "prompt.base[0].name=x"))
+    assert line.endswith("prompt.base is a list; set it whole, as in --set 'prompt.base=[...]'")
+
+
+def test_a_number_that_python_does_not_read_is_told(load: Load) -> None:
+    (line,) = lines_of(lambda: load(f"seed: {'9' * 5000}\n"))
+    assert line.startswith("x.yaml:10: seed is ")
+
+
 def test_shots_need_examples(load: Load) -> None:
     (line,) = lines_of(lambda: load("", "prompt.tuned.num_examples=2"))
     assert line.endswith("prompt.tuned.num_examples is 2 and no examples are named")
@@ -534,6 +569,20 @@ def test_keys_of_the_libraries_pass(load: Load) -> None:
 def test_a_wrong_key_or_value_of_a_library_is_told(load: Load, section: str, told: str) -> None:
     recipe = load(f"{section}\n")
     assert lines_of(lambda: check_library_keys(recipe)) == [f"x.yaml:10: {told}"]
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("training: {adam_beta1: 1.5}", "training.adam_beta1 is 1.5: Invalid beta parameter"),
+        ("training: {weight_decay: -1.0}", "training.weight_decay is -1.0: Invalid weight_decay"),
+        ("lora: {r: 0}", "lora.r is 0; a whole number > 0 is wanted"),
+        ("lora: {layers_pattern: h}", "lora: When `layers_pattern` is specified"),
+    ],
+)
+def test_a_value_that_only_training_would_refuse_is_told(load: Load, section: str, told: str) -> None:
+    (line,) = lines_of(lambda: check_library_keys(load(f"{section}\n")))
+    assert line.startswith(f"x.yaml:10: {told}")
 
 
 def test_a_schedule_that_lacks_its_arguments_is_told(load: Load) -> None:

@@ -101,10 +101,10 @@ def assert_finished(cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    """A run on one process, from its beginning to its end; nobody changes it."""
+    """A run on one process, launched as the quickstart, from its beginning to its end; nobody changes it."""
     cwd = tmp_path_factory.mktemp("alone")
     write_recipe(cwd, tiny_model_folder)
-    done = finish(launch("run", "tiny.yaml"), cwd)
+    done = finish(launch("run", "tiny.yaml", config="cpu.yaml"), cwd)
     assert done.returncode == 0, done.stderr
     assert "tiny: finished" in done.stdout
     assert_finished(cwd)

@@ -8,6 +8,7 @@ from rest_em.problems.prompts import (
     training_variant,
     tuned_variant,
 )
+from rest_em.problems.rows import read_rows
 
 __all__ = [
     "base_variants",
@@ -15,6 +16,7 @@ __all__ = [
     "check_not_shown",
     "example_prompts",
     "load_problems",
+    "read_rows",
     "resolve_variant",
     "split_validation",
     "training_variant",

@@ -9,21 +9,19 @@ from typing import Any, NoReturn
 
 from rest_em.errors import ProblemError
 from rest_em.problems.prompts import Prompt, resolve_variant
-from rest_em.problems.rows import Row, column_of, read_rows, row_hash
-from rest_em.recipe import ProblemSource, ProblemsSection, PromptSection, PromptVariant
+from rest_em.problems.rows import Row, column_of, row_hash
+from rest_em.recipe import ProblemsSection, PromptSection, PromptVariant
 from rest_em.types import Messages, Problem
 
 
 def load_problems(
-    source: ProblemSource, section: ProblemsSection, prompt: PromptSection, variant: PromptVariant
+    rows: Sequence[Row], section: ProblemsSection, prompt: PromptSection, variant: PromptVariant
 ) -> tuple[Problem, ...]:
-    """Return a source's problems in its order, their prompts rendered with one variant of the prompt.
+    """Return rows as problems, in their order, their prompts rendered with one variant of the prompt.
 
     Raises:
-        ProblemError: a file or a line cannot be read, a column is missing, an id comes twice, there is no
-            problem, or the prompt does not render.
+        ProblemError: a column is missing, an id comes twice, or the prompt does not render.
     """
-    rows = read_rows(source)[: source.max_problems]
     render = Prompt(prompt, resolve_variant(prompt, variant))
     places: dict[str, str] = {}
     problems = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
-import difflib
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rest_em.errors import ProblemError
-from rest_em.recipe import ProblemSource
+from rest_em.recipe import ProblemSource, nearest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -39,12 +38,13 @@ class Row:
 
 
 def read_rows(source: ProblemSource) -> Sequence[Row]:
-    """Return all rows of a file or hub data set, at least one.
+    """Return the rows of a file or hub data set, at least one and at most `max_problems`.
 
     Raises:
-        ProblemError: it cannot be read, or is empty.
+        ProblemError: it, or a line of it, cannot be read, or it is empty.
     """
-    return read_file(Path(source.path)) if source.is_file else _read_data_set(source)
+    rows = read_file(Path(source.path)) if source.is_file else _read_data_set(source)
+    return rows[: source.max_problems]
 
 
 def read_file(path: Path) -> Sequence[Row]:
@@ -88,8 +88,8 @@ def those_there(name: str, columns: Iterable[str]) -> str:
     >>> those_there("answers", ["question", "answer"])
     "; did you mean 'answer'? the columns are question, answer"
     """
-    near = difflib.get_close_matches(name, list(columns), n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, columns)
+    meant = "" if near is None else f"did you mean {near!r}? "
     return f"; {meant}the columns are {', '.join(columns)}"
 
 

@@ -254,6 +254,9 @@ def apply_options(document: Document, options: Sequence[str]) -> None:
         path: KeyPath = tuple(name.strip().split("."))
         if not equals or not all(path):
             raise RecipeError(f"{place}: KEY=VALUE is wanted, as in --set sampling.num_samples=8")
+        if any("[" in str(key) for key in path):
+            listed = name.partition("[")[0].strip()
+            raise RecipeError(f"{place}: {listed} is a list; set it whole, as in --set '{listed}=[...]'")
         section = _section_of(document, path, place)
         for old in [one for one in document.places if one[: len(path)] == path]:
             del document.places[old]

@@ -16,6 +16,9 @@ from rest_em.ledger import Ledger, as_killed, read_status
 from rest_em.storage import is_locked
 
 ABSENT = "-"
+SHARES = ("no answer", "truncated", "unscorable")
+WIDE = 128
+"""Columns that the table of the test problems takes with a k of pass@k and one of maj@k."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +222,14 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     if not summary.iterations:
         console.print("nothing has been measured yet")
         return
-    for table in (_test_table(summary), _training_table(summary), _time_table(summary)):
+    is_wide = console.width >= WIDE
+    tables = [_test_table(summary, is_wide=is_wide), _training_table(summary), _time_table(summary)]
+    for table in tables if is_wide else [tables[0], _shares_table(summary), *tables[1:]]:
         console.print(table)
 
 
-def _test_table(summary: RunSummary) -> Table:
+def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
+    """Return the figures on the test problems; with two lines a figure, and without shares, if not wide."""
     measured = [one.evaluation for one in summary.iterations if one.evaluation]
     num = measured[0].num_problems if measured else 0
     table = _table(f"{num} test problems, % with interval; pass@1 is greedy")
@@ -233,27 +239,39 @@ def _test_table(summary: RunSummary) -> Table:
         table.add_column(heading, justify="right")
     for heading in [f"pass@{k}" for k in pass_at] + [f"maj@{k}" for k in majority_at]:
         table.add_column(heading, justify="right")
-    for heading in ("no answer", "truncated", "unscorable"):
+    for heading in SHARES if is_wide else ():
         table.add_column(heading, justify="right", no_wrap=True)
     for one in summary.iterations:
         result = one.evaluation
         if result is None:
             continue
-        greedy = result.greedy
-        table.add_row(
-            _name(one),
+        figures = [
             _estimate(result.pass_at.get(1)),
             _estimate(one.gain, signed=True),
             *(_estimate(result.pass_at.get(k)) for k in pass_at),
             *(_estimate(result.majority_at.get(k)) for k in majority_at),
-            *(
-                _percent(share)
-                for share in (
-                    (greedy.no_answer, greedy.truncated, greedy.unscorable) if greedy else (None,) * 3
-                )
-            ),
-        )
+        ]
+        if is_wide:
+            table.add_row(_name(one), *figures, *_shares(result))
+        else:
+            table.add_row(_name(one), *(figure.replace(" ", "\n", 1) for figure in figures))
     return table
+
+
+def _shares_table(summary: RunSummary) -> Table:
+    table = _table("of the greedy solutions, %")
+    for heading in ("iteration", *SHARES):
+        table.add_column(heading, justify="right")
+    for one in summary.iterations:
+        if one.evaluation is not None:
+            table.add_row(_name(one), *_shares(one.evaluation))
+    return table
+
+
+def _shares(evaluation: Evaluation) -> list[str]:
+    greedy = evaluation.greedy
+    shares = (greedy.no_answer, greedy.truncated, greedy.unscorable) if greedy else (None,) * len(SHARES)
+    return [_percent(share) for share in shares]
 
 
 def _training_table(summary: RunSummary) -> Table:

@@ -5,7 +5,6 @@ A plug-in's code runs on import: only grader processes load rewards, never the p
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rest_em.errors import RewardError
+from rest_em.recipe import nearest
 from rest_em.rewards.answers import EXTRACTORS, boxed_match, exact_match, number_match
 from rest_em.storage import file_hash
 from rest_em.types import Problem, RewardFunction, Solution
@@ -210,8 +210,8 @@ def _check_call(name: str, function: RawReward, options: Mapping[str, Any]) -> N
 
 def _unknown(found: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(found, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(names) or 'none'}"
+    near = nearest(found, names)
+    hint = f"there is {', '.join(names) or 'none'}" if near is None else f"did you mean {near}?"
     return f"unknown name {found!r}; {hint}"
 
 

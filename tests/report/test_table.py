@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,19 @@ def run_of(folder: Path, *, num_stages: int = len(RESULTS), state: str = "finish
     return summarize_run(folder)
 
 
-def printed(summary: RunSummary) -> str:
+def printed(summary: RunSummary, width: int = 132) -> str:
     output = io.StringIO()
-    print_summary(summary, Console(file=output, width=132))
+    print_summary(summary, Console(file=output, width=width))
     return output.getvalue()
+
+
+def test_a_narrow_terminal_breaks_no_interval(tmp_path: Path) -> None:
+    text = printed(run_of(tmp_path), width=80)
+    wide = printed(run_of(tmp_path / "wide"))
+    assert max(map(len, text.splitlines())) <= 80
+    for interval in re.findall(r"\[.*?\]", wide):
+        assert interval in text
+    assert "truncated" in text
 
 
 def test_json_has_the_measurements_of_each_iteration(tmp_path: Path) -> None:
