@@ -381,9 +381,8 @@ def test_a_setting_that_nothing_would_read_is_told(load: Load, options: tuple[st
 
 
 def test_a_template_without_quotes_is_told_how_to_write_it(load: Load) -> None:
-    line, *_ = lines_of(
-        lambda: load(text=MINIMAL.replace("template: '{{ question }}'", "template: {{ question }}"))
-    )
+    bare = MINIMAL.replace('"{{ question }}"', "{{ question }}")
+    line, *_ = lines_of(lambda: load(text=bare))
     assert line.endswith('a name is wanted; a text with braces stands in quotes: "{{ question }}"')
 
 
