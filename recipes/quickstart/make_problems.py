@@ -14,6 +14,8 @@ from pathlib import Path
 
 SEED = 2312_06585
 NUM_EXAMPLES, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2, 400, 100, 200
+NUM_SEEN = 702
+"""So many sums of the sequence were scored while the recipe was made; the test problems are the next ones."""
 
 
 def distinct_sums(rng: random.Random) -> Iterator[tuple[str, int]]:
@@ -32,18 +34,24 @@ def write_rows(name: str, rows: list[dict[str, str]]) -> None:
     (Path(__file__).parent / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
+def write_problems(name: str, problems: list[tuple[str, int]]) -> None:
+    """Write a set of problems beside this script."""
+    rows = [
+        {"id": f"{name}-{k}", "expression": e, "answer": str(value)} for k, (e, value) in enumerate(problems)
+    ]
+    write_rows(name, rows)
+
+
 def main() -> None:
     """Write the worked examples and the three sets of problems."""
     sums = distinct_sums(random.Random(SEED))
-    shots = [next(sums) for _ in range(NUM_EXAMPLES)]
+    seen = (next(sums) for _ in range(NUM_SEEN))
+    shots = [next(seen) for _ in range(NUM_EXAMPLES)]
     write_rows("examples", [{"expression": e, "solution": f" {value}"} for e, value in shots])
-    for name, size in (("train", NUM_TRAIN), ("validation", NUM_VALIDATION), ("test", NUM_TEST)):
-        problems = [next(sums) for _ in range(size)]
-        rows = [
-            {"id": f"{name}-{k}", "expression": e, "answer": str(value)}
-            for k, (e, value) in enumerate(problems)
-        ]
-        write_rows(name, rows)
+    write_problems("train", [next(seen) for _ in range(NUM_TRAIN)])
+    write_problems("validation", [next(seen) for _ in range(NUM_VALIDATION)])
+    list(seen)  # the rest was scored and is not used any more
+    write_problems("test", [next(sums) for _ in range(NUM_TEST)])
 
 
 if __name__ == "__main__":
