@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 SEED = 2312_06585
@@ -34,7 +35,7 @@ def write_rows(name: str, rows: list[dict[str, str]]) -> None:
     (Path(__file__).parent / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_problems(name: str, problems: list[tuple[str, int]]) -> None:
+def write_problems(name: str, problems: Iterable[tuple[str, int]]) -> None:
     """Write a set of problems beside this script."""
     rows = [
         {"id": f"{name}-{k}", "expression": e, "answer": str(value)} for k, (e, value) in enumerate(problems)
@@ -45,13 +46,12 @@ def write_problems(name: str, problems: list[tuple[str, int]]) -> None:
 def main() -> None:
     """Write the worked examples and the three sets of problems."""
     sums = distinct_sums(random.Random(SEED))
-    seen = (next(sums) for _ in range(NUM_SEEN))
-    shots = [next(seen) for _ in range(NUM_EXAMPLES)]
+    seen = iter(list(islice(sums, NUM_SEEN)))
+    shots = islice(seen, NUM_EXAMPLES)
     write_rows("examples", [{"expression": e, "solution": f" {value}"} for e, value in shots])
-    write_problems("train", [next(seen) for _ in range(NUM_TRAIN)])
-    write_problems("validation", [next(seen) for _ in range(NUM_VALIDATION)])
-    list(seen)  # the rest was scored and is not used any more
-    write_problems("test", [next(sums) for _ in range(NUM_TEST)])
+    write_problems("train", islice(seen, NUM_TRAIN))
+    write_problems("validation", islice(seen, NUM_VALIDATION))
+    write_problems("test", islice(sums, NUM_TEST))
 
 
 if __name__ == "__main__":
