@@ -170,6 +170,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         remove_leftovers(folder)
         stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
+        ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
         _refuse_changes(recipe, folder, problems, from_stages)
         if from_stages:

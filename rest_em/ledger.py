@@ -62,10 +62,15 @@ class Ledger:
         """What a survey has found: a stage's name -> the changes of its own inputs."""
         self._path = folder / "ledger.jsonl"
         self._records: dict[str, dict[str, Any]] = {}
+        self._unremoved: list[str] = []
+        """What a reset has still to remove, below the run folder."""
         for line in read_lines(self._path):
             if "reset" in line:
                 for name in line["reset"]:
                     self._records.pop(name, None)
+                self._unremoved = line["remove"]
+            elif "removed" in line:
+                self._unremoved = []
             else:
                 self._records[line["stage"]] = line
 
@@ -157,13 +162,21 @@ class Ledger:
         forgotten = self.meant_by(*patterns)
         unfinished = [path for pattern in patterns for path in self._unfinished(pattern)]
         unfinished += self._begun_after(set(forgotten))
-        append_line(self._path, {"reset": forgotten})
+        remove = [*forgotten, *(path.relative_to(self.folder).as_posix() for path in unfinished)]
+        append_line(self._path, {"reset": forgotten, "remove": remove})
         for name in forgotten:
             del self._records[name]
-            _remove(self.folder / name)
-        for path in unfinished:
-            _remove(path)
+        self._unremoved = remove
+        self.finish_reset()
         return forgotten
+
+    def finish_reset(self) -> None:
+        """Remove what a reset that was killed has left; nothing, mostly. Only for the holder of the lock."""
+        if self._unremoved:
+            for name in self._unremoved:
+                _remove(self.folder / name)
+            append_line(self._path, {"removed": len(self._unremoved)})
+            self._unremoved = []
 
     def _unfinished(self, pattern: str) -> list[Path]:
         return [

@@ -193,7 +193,22 @@ def test_a_stage_that_was_reset_can_be_finished_and_reset_again(tmp_path: Path) 
     assert Ledger(tmp_path).result(NEXT) == {"second": True}
     Ledger(tmp_path).reset("iteration-02/samples")
     assert Ledger(tmp_path).result(NEXT) is None
-    assert len(read_lines(tmp_path / "ledger.jsonl")) == len(ALL) + 3
+    assert len(read_lines(tmp_path / "ledger.jsonl")) == len(ALL) + 5
+
+
+def test_a_reset_that_is_killed_is_finished_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = finish(tmp_path, *ALL)
+    monkeypatch.setattr(Ledger, "finish_reset", lambda self: None)
+    ledger.reset("iteration-01/policy")
+    monkeypatch.undo()
+    assert METRICS.name in left_in(tmp_path)
+    Ledger(tmp_path).finish_reset()
+    assert left_in(tmp_path) == sorted(one.name for one in ALL[:5])
+    number = len(read_lines(tmp_path / "ledger.jsonl"))
+    Ledger(tmp_path).finish_reset()
+    assert len(read_lines(tmp_path / "ledger.jsonl")) == number
 
 
 def test_reset_removes_unfinished_work_of_that_name(tmp_path: Path) -> None:
