@@ -85,8 +85,9 @@ def main(folder: Path) -> None:
     if (folder / "config.json").exists():
         print(f"{folder} is there already")
         return
-    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
-        shutil.rmtree(leftover)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        if not Path(f"/proc/{leftover.suffix[1:]}").exists():  # its process was killed
+            shutil.rmtree(leftover)
     model, tokenizer = read_gguf(find_gguf())
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

@@ -31,6 +31,7 @@ def rest_em(run: Run) -> Policy:
 
     Raises:
         RestEMError: whatever stopped it; the same command goes on from there.
+        RunInterruptedError: it was asked to leave; so does it then.
     """
     base = choose_base_prompt(run)
     policy = base
@@ -67,6 +68,8 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
         chosen = names[scores.index(max(scores))]
         result = {"chosen": chosen, "validation": dict(zip(names, scores, strict=True))}
         run.ledger.append(stage, result, seconds=0.0)
+    if result["chosen"] not in names:  # a survey's: the recipe has other candidates now
+        raise NotDoneError(stage.name)
     return candidates[names.index(result["chosen"])]
 
 

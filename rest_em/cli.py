@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,11 +169,13 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.callback(lock.release)
         (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
         remove_leftovers(folder)
-        stack.enter_context(_status_of(folder))
+        work = stack.enter_context(_status_of(folder))
         ledger = Ledger(folder)
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
         _refuse_changes(recipe, folder, problems, from_stages)
+        ledger.meant_by(*from_stages)
+        work.has_begun = True
         if from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
@@ -208,11 +211,18 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
+@dataclass(slots=True)
+class _Work:
+    """What a run does in its folder."""
+
+    has_begun: bool = False
+
+
 @contextmanager
-def _status_of(folder: Path) -> Iterator[None]:
+def _status_of(folder: Path) -> Iterator[_Work]:
     """Keep `status.json` true to what becomes of the run.
 
-    Where a changed recipe is refused before anything is done, it goes on to tell of the run that is there.
+    Where a recipe is refused before anything is done, it goes on to tell of the run that is there.
     """
     from rest_em.ledger import Ledger, as_killed, read_status, write_status
     from rest_em.storage import write_text
@@ -223,11 +233,14 @@ def _status_of(folder: Path) -> Iterator[None]:
     before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
     records = Ledger(folder).records
     write_status(folder, "running", f"process {os.getpid()}")
+    work = _Work()
     try:
-        yield
+        yield work
     except BaseException as error:
         state = "interrupted" if isinstance(error, RunInterruptedError) else "failed"
-        is_refused = isinstance(error, RecipeChangedError) and records == Ledger(folder).records
+        is_refused = not work.has_begun or (
+            isinstance(error, RecipeChangedError) and records == Ledger(folder).records
+        )
         with suppress(OSError):  # what has happened is told before that there is no room to write it down
             if not (before and is_refused):
                 write_status(folder, state, _message(error) or traceback.format_exc())
@@ -299,21 +312,23 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 def _as_sampled(recipe: Recipe, prompt: str | Messages) -> str:
-    """Return a prompt as the model reads it; of a chat the messages, where the model is no local folder."""
+    """Return a prompt as the model reads it; of a chat the messages, where there is no tokenizer at hand."""
     folder = Path(recipe.model.name_or_path)
     if isinstance(prompt, str):
         return prompt
+    messages = json.dumps(prompt, indent=2, ensure_ascii=False)
     if not folder.is_dir():
-        return json.dumps(prompt, indent=2, ensure_ascii=False)
+        return messages
     from transformers import AutoTokenizer
 
     from rest_em.tokens import encode_prompt
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        place = recipe.place("model.name_or_path")
-        raise RecipeError(f"{place}: model.name_or_path: no tokenizer can be read there: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=recipe.model.trust_remote_code
+        )
+    except (ImportError, KeyError, OSError, ValueError):  # it is read, and told of, when the run samples
+        return messages
     return str(tokenizer.decode(encode_prompt(tokenizer, prompt)))
 
 

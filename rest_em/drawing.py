@@ -41,8 +41,8 @@ LATE_SECONDS = 60.0
 """How long a unit that another node has written may take to show itself on a shared disk."""
 QUIET_SECONDS = 2.0
 """Judging that takes no longer than this after the drawing is not shown as a stage of its own."""
-MIN_JUDGED = 100
-"""So many verdicts show, before a draw is complete, whether the reward is broken."""
+MIN_PROBLEMS = 20
+"""So many problems show, before a draw is complete, whether the reward is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]
         RecipeChangedError: what is there was drawn or judged with other settings.
         RewardError: too many solutions cannot be judged.
         StageError: a sampling process failed.
+        RunInterruptedError: the run was asked to leave.
     """
     unfinished = [draw for draw in draws if not _is_finished(run, draw)]
     if run.ledger.is_survey:
@@ -162,6 +163,7 @@ class _OpenDraw:
         """Solutions of each unit."""
         self.unscorable: list[GradedSolution] = []
         self.num_judged = 0
+        self.judged_problems: set[str] = set()
         self._run = run
         run.ledger.begin(draw.samples)
         write_json(run.folder / draw.samples.name / "request.json", request_to_json(draw.request))
@@ -197,6 +199,7 @@ class _OpenDraw:
     def take(self, unit: int, place: int, graded: GradedSolution) -> None:
         """Take one verdict; with the last one of its unit, write the unit's verdicts."""
         self.num_judged += 1
+        self.judged_problems.add(graded.solution.problem_id)
         if graded.verdict is Verdict.UNSCORABLE:
             self.unscorable.append(graded)
         verdicts = self._with_graders[unit]
@@ -264,8 +267,9 @@ class _Intake:
             StageError: a unit that a rank says it has drawn is not there.
         """
         started = self._judging_since = time.monotonic()
+        self._step(is_due=True)
         while not self.is_done and time.monotonic() - started < QUIET_SECONDS:
-            self._step(wait_seconds=SCAN_SECONDS, is_due=True)
+            self._step(wait_seconds=SCAN_SECONDS)
         if self.is_done:
             return
         title = ", ".join(dict.fromkeys(f"{one.draw.title}: judge" for one in self._open))
@@ -282,7 +286,7 @@ class _Intake:
         """Take units and verdicts, and finish what is complete; say whether it was time to look for units.
 
         Args:
-            wait_seconds: how long to wait for a verdict where there is nothing else to do.
+            wait_seconds: how long to wait for a verdict, or for a unit, where there is nothing else to do.
             is_due: look for units in any case.
         """
         self._run.leave_if_asked()
@@ -294,6 +298,8 @@ class _Intake:
                     self._owners |= {id(each): (one, unit, place) for place, each in enumerate(solutions)}
                     one.submit(unit, solutions)
                     self._record_unit(one, unit, solutions)
+        if wait_seconds and self._open and not self._run.graders.num_pending:
+            time.sleep(wait_seconds)
         for graded in self._run.graders.collect(timeout_seconds=wait_seconds):
             one, unit, place = self._owners.pop(id(graded.solution))
             one.take(unit, place, graded)
@@ -318,10 +324,15 @@ class _Intake:
         append_line(self._run.folder / "metrics.jsonl", point)
 
     def _watch_unscorable(self, one: _OpenDraw) -> None:
-        """Stop as soon as it is clear that the reward is broken, rather than after hours of sampling."""
+        """Stop as soon as the draw cannot stay below the limit, or the reward fails on most problems.
+
+        One problem with a broken reference is neither, wherever it stands.
+        """
         section = self._run.recipe.reward
         is_certain = len(one.unscorable) > section.max_unscorable * one.num_solutions
-        if is_certain or one.num_judged >= MIN_JUDGED:
+        failing = {graded.solution.problem_id for graded in one.unscorable}
+        num_problems = len(one.judged_problems)
+        if is_certain or (num_problems >= MIN_PROBLEMS and len(failing) > num_problems / 2):
             check_unscorable(one.unscorable, one.num_judged, section, one.draw.name)
 
     def _unscorable_note(self) -> str:

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.algorithm import _keep_chosen, _scores, _train, _what_matters, walk_forward
+from rest_em.algorithm import _keep_chosen, _scores, _train, _what_matters, survey, walk_forward
 from rest_em.drawing import Draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage
@@ -154,3 +154,17 @@ def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:
     )
     assert _what_matters(plain.model_dump(mode="json")) == _what_matters(moved.model_dump(mode="json"))
     assert _what_matters(plain.model_dump(mode="json")) != _what_matters(warmer.model_dump(mode="json"))
+
+
+def test_a_survey_ends_where_the_chosen_prompt_is_no_candidate_any_more(tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
+    folder = tmp_path / "run"
+    parts: Any = (ProblemSets(recipe), None, Graders(recipe.reward), Progress(Console(file=io.StringIO())))
+    for stage in ("validation/shown/samples", "validation/shown/verdicts", "validation/bare/samples",
+                  "validation/bare/verdicts"):  # fmt: skip
+        Ledger(folder).append(Stage(f"iteration-00/{stage}", {}), {}, seconds=0.0)
+    prompt = Stage("iteration-00/prompt", {"candidates": ["gone", "bare"]})
+    Ledger(folder).append(prompt, {"chosen": "gone", "validation": {}}, seconds=0.0)
+    ledger = Ledger(folder, is_survey=True)
+    survey(Run(recipe, folder, ledger, *parts))
+    assert "iteration-00/prompt" in ledger.conflicts

@@ -16,7 +16,7 @@ import tiny_run
 import yaml
 
 from rest_em import cli
-from rest_em.ledger import Ledger, Stage, write_status
+from rest_em.ledger import Ledger, Stage, read_status, write_status
 
 VERBS = ("", "run", "check", "show", "recipes", "recipes list", "recipes copy")
 
@@ -245,6 +245,15 @@ def test_a_folder_that_refuses_a_recipe_keeps_its_own_and_stays_finished(call: C
     assert "what was finished had other settings:" in said.err
     assert "  seed: 1 -> 3, on which iteration-00/validation/shown/samples depends\n" in said.err
     assert before.items() <= {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}.items()
+
+
+@pytest.mark.parametrize("options", [("--from-stage", "iteration-09"), ("--set", "reward.name=none.py:f")])
+def test_a_command_that_is_wrong_leaves_the_status_of_a_finished_run(
+    call: Call, options: tuple[str, str]
+) -> None:
+    write_status(Path("runs/tiny"), "finished")
+    assert call("run", "tiny.yaml", *options).code == 1
+    assert read_status(Path("runs/tiny"))["state"] == "finished"
 
 
 def test_a_stop_that_was_meant_for_an_earlier_run_does_not_stop_this_one(call: Call) -> None:

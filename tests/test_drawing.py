@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.drawing import Draw, _OpenDraw, _read, _seconds_of, _unit_path, _verdict_path, plan_draw
+from rest_em import drawing
+from rest_em.drawing import (
+    Draw,
+    _Intake,
+    _OpenDraw,
+    _read,
+    _seconds_of,
+    _unit_path,
+    _verdict_path,
+    plan_draw,
+)
+from rest_em.errors import RewardError, StageError
 from rest_em.ledger import Ledger
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
@@ -17,7 +29,7 @@ from rest_em.rewards.graders import Graders
 from rest_em.run import ProblemSets, PromptedPolicy, Run
 from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import append_line, write_graded, write_solutions
-from rest_em.types import GradedSolution, Policy, SamplingParams, Solution, Verdict
+from rest_em.types import GradedSolution, Policy, Problem, SamplingParams, Solution, Verdict
 
 
 @pytest.fixture
@@ -90,6 +102,43 @@ def test_an_unfinished_draw_keeps_only_the_verdicts_of_its_reward_that_say_somet
     assert (opened.missing, opened.unread) == ([2], [1, 2])
     assert [_verdict_path(run, draw, unit).exists() for unit in range(3)] == [True, False, False]
     assert not of_another_reward.parent.exists()
+
+
+def watched(run: Run, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
+    """Take verdicts by problem, in their order, of a draw of 3,200 solutions, and watch over each."""
+    prompted = PromptedPolicy(Policy("base", 0), run.base_prompts[0])
+    problems = [Problem(f"p{k}", "?", "7") for k in range(400)]
+    params = SamplingParams(num_samples=8, max_new_tokens=4, temperature=1.0)
+    plan = plan_draw(run, "iteration-01", prompted, problems, params, title="x", iteration=1)
+    opened = _OpenDraw(run, plan)
+    intake = _Intake(run, [opened])
+    opened.sizes, opened._with_graders[0] = [3200], {}
+    for key, each in verdicts.items():
+        for place, verdict in enumerate(each):
+            one = Solution(key, place, 1, "4", token_ids=(5,), finish_reason="eos")
+            opened.take(0, opened.num_judged, GradedSolution(one, verdict, 0.0, None, "because"))
+            intake._watch_unscorable(opened)
+
+
+def test_a_few_problems_that_cannot_be_judged_do_not_stop_a_draw_wherever_they_stand(run: Run) -> None:
+    unscorable, judged = [Verdict.UNSCORABLE] * 8, [Verdict.INCORRECT] * 8
+    watched(run, {f"p{k}": unscorable if k < 10 else judged for k in range(400)})
+
+
+def test_a_reward_that_fails_on_most_problems_or_too_often_stops_a_draw_early(run: Run) -> None:
+    some = [Verdict.UNSCORABLE, *[Verdict.INCORRECT] * 7]
+    with pytest.raises(RewardError, match="20 of 153 solutions could not be judged"):
+        watched(run, {f"p{k}": some for k in range(400)})
+    often = {f"p{k}": [Verdict.UNSCORABLE if k % 3 == 0 else Verdict.INCORRECT] * 8 for k in range(400)}
+    with pytest.raises(RewardError, match="161 of 481 solutions could not be judged"):
+        watched(run, often)
+
+
+def test_a_unit_that_is_gone_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LATE_SECONDS", "QUIET_SECONDS", "SCAN_SECONDS"):
+        monkeypatch.setattr(drawing, name, 0.01)
+    with pytest.raises(StageError, match=r"00000\.parquet: drawn, and not there .* command draws it again"):
+        _Intake(run, [_OpenDraw(run, validation_draw(run))]).judge()
 
 
 def test_a_draw_of_which_a_verdict_is_missing_is_not_read(run: Run) -> None:

@@ -35,7 +35,7 @@ NUM_UNITS = 16
 """Of the first E-step: 16 problems, 4 samples each, 4 solutions a unit."""
 EXIT_INTERRUPTED = 75
 GONE_SECONDS = 2.0
-"""How long anything of a run may live after a part of it was killed; seen: at most 0.9 s on two quiet cores."""
+"""How long anything of a run may live after a part of it was killed; seen: at most 0.9 s on quiet cores."""
 LAUNCHER_SECONDS = 6.0
 """The same of accelerate's own launcher, which is not ours; seen: at most 1.4 s."""
 

@@ -328,11 +328,6 @@ class EvaluationSection(_Section):
             if max(ks, default=0) > self.num_samples:
                 text = f"has k = {max(ks)} and evaluation.num_samples is {self.num_samples}"
                 wrong.append(((key,), f"{text}; give num_samples: {max(ks)}, or a smaller k"))
-        if self.num_samples == 0:
-            for key in ("temperature", "top_k", "top_p"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    text = f"is {getattr(self, key)} and evaluation.num_samples is 0, so nothing is sampled"
-                    wrong.append(((key,), f"{text}; leave one out"))
         _refuse(wrong)
         return self
 
