@@ -366,8 +366,8 @@ def test_a_share_of_train_is_not_split_off_beside_a_file_for_validation(load: Lo
     fraction = "problems.validation_fraction=0.2"
     (line,) = lines_of(lambda: load("", "problems.validation={path: v.jsonl}", fraction))
     assert line == (
-        f"--set {fraction}: problems.validation_fraction is 0.2 and problems.validation is named, so nothing is "
-        "split off; leave one out"
+        f"--set {fraction}: problems.validation_fraction is 0.2 and problems.validation is named, so nothing "
+        "is split off; leave one out"
     )
 
 
