@@ -25,6 +25,11 @@ from rest_em.selection import select
 from rest_em.storage import read_json, write_examples
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
 
+SPEED_SETTINGS = (
+    "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_", "torch_empty_cache",
+)  # fmt: skip
+"""What these settings of transformers begin with changes how an M-step goes, and not what comes of it."""
+
 
 def rest_em(run: Run) -> Policy:
     """Run Algorithm 1 to its end and return the last policy.
@@ -296,8 +301,8 @@ def _what_matters(training: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in training.items()
-        if key not in ("checkpoint_choice", "per_device_train_batch_size")
-        and not key.startswith(("dataloader_", "gradient_checkpointing", "logging_"))
+        if key not in ("checkpoint_choice", "per_device_train_batch_size", "skip_memory_metrics")
+        and not key.startswith(SPEED_SETTINGS)
     }
 
 

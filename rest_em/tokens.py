@@ -1,6 +1,6 @@
-"""A prompt as token ids: what the model sees, for sampling and training alike.
+"""A prompt as token ids, and how many ids a model takes: the same for sampling and training.
 
-Needs a transformers tokenizer as argument and imports nothing of transformers. Solutions are left out: their
+Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. Solutions are left out: their
 tokens are those that were sampled.
 """
 
@@ -12,7 +12,13 @@ from rest_em.errors import ProblemError
 from rest_em.types import Messages
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return the longest sequence that a model's positions allow; None if its configuration names no limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:

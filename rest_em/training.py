@@ -46,7 +46,7 @@ from rest_em.errors import TrainingError
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
 from rest_em.storage import read_examples, replacing_folder, write_json
-from rest_em.tokens import encode_prompt
+from rest_em.tokens import encode_prompt, max_positions
 from rest_em.types import TrainingExample
 
 PROGRESS_SECONDS = 1.0
@@ -136,8 +136,8 @@ def encode_examples(
 
 
 def _length_limit(section: TrainingSection, config: PretrainedConfig) -> int | None:
-    own = config.to_dict().get("max_position_embeddings")
-    return min((limit for limit in (section.max_length, own) if limit is not None), default=None)
+    limits = (section.max_length, max_positions(config))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _attention(longest: int) -> str | None:

@@ -145,6 +145,8 @@ def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:
             "global_batch_size": 8,
             "per_device_train_batch_size": 2,
             "gradient_checkpointing": True,
+            "activation_checkpointing": True,
+            "torch_empty_cache_steps": 4,
             "dataloader_num_workers": 1,
             "checkpoint_choice": "best",
         }

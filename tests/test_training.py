@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 import os
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +20,29 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from rest_em.batches import EncodedExample
 from rest_em.errors import TrainingError
+from rest_em.recipe import TrainingSection
 from rest_em.stages import Ranks, stage_environment
 from rest_em.storage import read_json, write_examples, write_json
 from rest_em.tokens import encode_prompt
-from rest_em.training import collate, encode_examples, main, weighted_loss
+from rest_em.training import (
+    _EpochLoader,
+    _length_limit,
+    _MicroBatches,
+    collate,
+    encode_examples,
+    main,
+    weighted_loss,
+)
 from rest_em.types import TrainingExample
 
 PLAIN_STEPS = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
@@ -438,6 +455,52 @@ def test_the_models_own_length_is_a_limit_too(tmp_path: Path, tiny_model_folder:
     too_long = dataclasses.replace(_examples(1)[0], token_ids=(50,) * 600)
     result = _train(tmp_path, tiny_model_folder, [*_examples(8), too_long], num_train_epochs=1)
     assert (result["num_examples"], result["num_left_out"]) == (8, 1)
+
+
+def test_the_shorter_of_the_recipes_and_the_models_limit_holds_whatever_the_model_calls_it() -> None:
+    section = TrainingSection.model_validate({})
+    gpt2, llama = GPT2Config(n_positions=64), LlamaConfig(max_position_embeddings=32)
+    assert [_length_limit(section, config) for config in (gpt2, llama)] == [64, 32]
+    section = TrainingSection.model_validate({"max_length": 40})
+    assert [_length_limit(section, config) for config in (gpt2, llama)] == [40, 32]
+
+
+def test_every_epoch_has_an_order_of_its_own_and_the_recipe_chooses_its_kind() -> None:
+    examples = [EncodedExample((5,) * (k % 7 + 2), 1, 1.0) for k in range(32)]
+
+    def orders(strategy: str) -> list[list[Any]]:
+        arguments: Any = SimpleNamespace(
+            per_device_train_batch_size=4, gradient_accumulation_steps=1, world_size=1, process_index=0,
+            train_sampling_strategy=strategy,
+        )  # fmt: skip
+        sampler = _MicroBatches(examples, arguments, "0/1")
+        loader = _EpochLoader(examples, batch_sampler=sampler)
+        found = []
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            found.append([[index for index, _ in batch] for batch in sampler])
+        return found
+
+    by_length, at_random = orders("group_by_length"), orders("random")
+    assert by_length[0] != by_length[1]
+    assert by_length[0] != at_random[0]
+    for epoch in (*by_length, *at_random):
+        assert sorted(itertools.chain.from_iterable(epoch)) == list(range(32))
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_says_in_what_the_model_computes(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: torch.dtype
+) -> None:
+    seen = set()
+
+    def note(logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        seen.add(logits.dtype)
+        return weighted_loss(logits, *others)
+
+    monkeypatch.setattr("rest_em.training.weighted_loss", note)
+    _train(tmp_path, tiny_model_folder, _examples(8), num_train_epochs=1, bf16=bf16)
+    assert seen == {dtype}
 
 
 def test_a_batch_that_the_ranks_cannot_share_stops_before_anything_is_loaded(tmp_path: Path) -> None:

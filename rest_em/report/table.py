@@ -27,7 +27,7 @@ class IterationSummary:
 
     Example:
         IterationSummary(1, evaluation, gain, num_sampled=3200, num_correct=400, num_distinct=300,
-                         num_kept=250, num_problems=400, num_solved=150, num_unscorable=0,
+                         num_kept=250, num_left_out=0, num_problems=400, num_solved=150, num_unscorable=0,
                          num_without_answer=90, num_truncated=12, num_tokens=70000,
                          validation=[0.2, 0.5], chosen=1, seconds={"sample": 60.0})
     """
@@ -42,6 +42,8 @@ class IterationSummary:
     num_distinct: int
     num_kept: int
     """Examples of D_i."""
+    num_left_out: int
+    """Of these, how many were too long to be trained on."""
     num_problems: int
     """Training problems."""
     num_solved: int
@@ -77,6 +79,7 @@ class IterationSummary:
             "num_correct": self.num_correct,
             "num_distinct": self.num_distinct,
             "num_kept": self.num_kept,
+            "num_left_out": self.num_left_out,
             "num_problems": self.num_problems,
             "success_rate": _share(self.num_correct, num_judged),
             "coverage": _share(self.num_solved, self.num_problems),
@@ -177,6 +180,7 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         num_correct=verdicts.get("num_correct", 0),
         num_distinct=dataset.get("num_distinct", 0),
         num_kept=dataset.get("num_kept", 0),
+        num_left_out=_result(records, f"{name}/training").get("num_left_out", 0),
         num_problems=verdicts.get("num_problems", 0),
         num_solved=verdicts.get("num_solved", 0),
         num_unscorable=verdicts.get("num_unscorable", 0),
@@ -277,8 +281,10 @@ def _shares(evaluation: Evaluation) -> list[str]:
 def _training_table(summary: RunSummary) -> Table:
     table = _table("training problems: the E-step and what it leaves to train on")
     has_unscorable = any(one.num_unscorable for one in summary.iterations)
+    has_left_out = any(one.num_left_out for one in summary.iterations)
     headings = (
-        "iteration", "sampled", "correct", "success", "coverage", "distinct", "kept", "no answer",
+        "iteration", "sampled", "correct", "success", "coverage", "distinct", "kept",
+        *(("too long",) if has_left_out else ()), "no answer",
         "truncated", *(("unscorable",) if has_unscorable else ()), "tokens",
     )  # fmt: skip
     for heading in headings:
@@ -295,6 +301,7 @@ def _training_table(summary: RunSummary) -> Table:
             _percent(values["coverage"]),
             f"{one.num_distinct:,}",
             f"{one.num_kept:,}",
+            *((f"{one.num_left_out:,}",) if has_left_out else ()),
             _percent(values["no_answer"]),
             _percent(values["truncated"]),
             *((_percent(values["unscorable"]),) if has_unscorable else ()),

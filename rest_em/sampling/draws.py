@@ -18,7 +18,7 @@ import torch
 
 from rest_em.types import DrawRequest, SamplingParams
 
-NUM_NUCLEUS_CANDIDATES = 1024
+NUM_NUCLEUS_CANDIDATES = 256
 """So many likeliest tokens are sorted for `top_p`; a row whose mass they do not reach is sorted whole."""
 BLOCK = 256
 """Tokens a block of the two-level search over a whole vocabulary."""
@@ -73,10 +73,11 @@ def _choose_of_all(logits_bv: torch.Tensor, uniforms_b: torch.Tensor, temperatur
     probabilities_bv = torch.softmax(logits_bv.float() / temperature, dim=-1)
     padding = -probabilities_bv.shape[-1] % BLOCK
     blocks = torch.nn.functional.pad(probabilities_bv, (0, padding)).view(len(logits_bv), -1, BLOCK)
-    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    sums = blocks.sum(dim=-1, dtype=torch.float64)
+    ends = sums.cumsum(dim=-1)
     targets = (uniforms_b * ends[:, -1])[:, None]
     block = torch.searchsorted(ends, targets, right=True).clamp_(max=ends.shape[-1] - 1)
-    starts = ends.gather(1, block) - blocks.sum(dim=-1, dtype=torch.float64).gather(1, block)
+    starts = ends.gather(1, block) - sums.gather(1, block)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1).double()
     return block.squeeze(1) * BLOCK + _search(inside, (targets - starts).clamp_(min=0))
 

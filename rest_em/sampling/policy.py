@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rest_em.devices import device_type, has_native_bfloat16
+from rest_em.tokens import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,10 +30,9 @@ class LoadedPolicy:
 
 
 def local_device() -> torch.device:
-    """Return the GPU of this rank, or the CPU."""
-    if device_type() == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """Return the accelerator of this rank, or the CPU."""
+    kind = device_type()
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -81,10 +81,9 @@ def in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Loa
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     configured = [configured] if isinstance(configured, int) else configured or []
     tokenizers = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedPolicy(
         model=model,
         tokenizer=tokenizer,
         eos_token_ids=frozenset([*tokenizers, *configured]),
-        max_positions=positions if isinstance(positions, int) and positions > 0 else None,
+        max_positions=max_positions(model.config),
     )

@@ -48,6 +48,15 @@ def encode_unit(
     return encoded
 
 
+def refuse_long_prompts(policy: LoadedPolicy, request: DrawRequest) -> None:
+    """Look at all prompts of a request before any solution is drawn.
+
+    Raises:
+        SamplingError: a prompt leaves no room for a single new token.
+    """
+    encode_unit(policy, request, [(problem, range(0)) for problem in request.problems])
+
+
 def common_head(prompts: Sequence[tuple[int, ...]]) -> int:
     """Return how many leading tokens all prompts share, leaving each at least one of its own.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from rest_em.sampling.engine import make_sampler
 from rest_em.sampling.policy import load_policy
 from rest_em.sampling.progress import Progress
+from rest_em.sampling.prompts import refuse_long_prompts
 from rest_em.sampling.tickets import tickets
 from rest_em.sampling.units import Unit, plan_units, unit_path
 from rest_em.storage import read_json, request_from_json, write_solutions
@@ -49,7 +51,8 @@ def main(spec: dict[str, Any]) -> None:
         if sampler is None or task.policy != policy:
             sampler = None
             gc.collect()
-            policy, sampler = task.policy, _load_sampler(spec["model"], task.policy, progress)
+            requests = [other.request for other in tasks[ticket:] if other.policy == task.policy]
+            policy, sampler = task.policy, _load_sampler(spec["model"], task.policy, requests, progress)
         problems = task.request.problems
         solutions = sampler(task.request, [(problems[place], indices) for place, indices in task.unit])
         write_solutions(task.path, solutions)
@@ -65,11 +68,16 @@ def _tasks(draw: dict[str, Any]) -> list[_Task]:
     ]
 
 
-def _load_sampler(model: dict[str, Any], path: str, progress: Progress) -> Sampler:
+def _load_sampler(
+    model: dict[str, Any], path: str, requests: Sequence[DrawRequest], progress: Progress
+) -> Sampler:
+    """Return a policy's engine, once all that it will be asked for is known to fit."""
     policy = load_policy(
         path,
         dtype=model["dtype"],
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
+    for request in {request.name: request for request in requests}.values():
+        refuse_long_prompts(policy, request)
     return make_sampler(policy, model["attn_implementation"], progress.observe)

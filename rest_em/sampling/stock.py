@@ -1,7 +1,7 @@
 """The engine for every other model: transformers' own `generate`, told which token comes next.
 
 Works wherever `generate` works (state-space and hybrid models, sliding windows, ALiBi) and shares nothing
-among the samples of a problem. Prompts of different length are never in one batch, so there is no padding.
+among the samples of a problem. Prompts of one length are decoded together, so there is no padding.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from rest_em.sampling.prompts import EncodedProblem, encode_unit
 from rest_em.sampling.stops import Ending, Stops
 from rest_em.types import DrawRequest, Problem, Solution
 
+_Row = tuple[EncodedProblem, int]
+"""A problem, and the index of one of its samples."""
+
 
 class StockSampler:
     """A `Sampler` for any decoder-only model that transformers loads."""
@@ -30,25 +33,29 @@ class StockSampler:
     def __call__(self, request: DrawRequest, unit: Sequence[tuple[Problem, range]]) -> list[Solution]:
         """Return the unit's solutions, ordered by problem as given, then by index."""
         stops = Stops(self._policy.tokenizer, self._policy.eos_token_ids, request.params.stop_strings)
-        solutions = []
+        by_length: dict[int, list[_Row]] = {}
         for one in encode_unit(self._policy, request, unit):
-            for start in range(one.indices.start, one.indices.stop, request.max_rows):
-                indices = range(start, min(start + request.max_rows, one.indices.stop))
-                solutions.extend(self._generate(request, one, indices, stops))
-        return solutions
+            by_length.setdefault(len(one.token_ids), []).extend((one, index) for index in one.indices)
+        solutions = {
+            (solution.problem_id, solution.index): solution
+            for rows in by_length.values()
+            for start in range(0, len(rows), request.max_rows)
+            for solution in self._generate(request, rows[start : start + request.max_rows], stops)
+        }
+        return [solutions[problem.id, index] for problem, indices in unit for index in indices]
 
-    def _generate(
-        self, request: DrawRequest, one: EncodedProblem, indices: range, stops: Stops
-    ) -> list[Solution]:
-        draws = _Draws(request, one, indices)
-        endings = _Endings(stops, one, len(indices), self._observe)
-        prompts = torch.tensor([one.token_ids] * len(indices), device=self._policy.model.device)
+    def _generate(self, request: DrawRequest, rows: Sequence[_Row], stops: Stops) -> list[Solution]:
+        """Decode solutions to prompts of one length, which have the same room for new tokens."""
+        max_new_tokens = rows[0][0].max_new_tokens
+        draws = _Draws(request, rows)
+        endings = _Endings(stops, rows, self._observe)
+        prompts = torch.tensor([one.token_ids for one, _ in rows], device=self._policy.model.device)
         with torch.inference_mode(), _only_explicit_settings(self._policy.model):
             self._policy.model.generate(  # type: ignore[operator]
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=one.max_new_tokens, do_sample=False, pad_token_id=0, use_cache=True
+                    max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0, use_cache=True
                 ),
                 logits_processor=[draws],
                 stopping_criteria=[endings],
@@ -62,7 +69,7 @@ class StockSampler:
                 token_ids=ending.token_ids,
                 finish_reason=ending.reason,
             )
-            for index, ending in zip(indices, endings.all(), strict=True)
+            for (one, index), ending in zip(rows, endings.all(), strict=True)
         ]
 
 
@@ -80,10 +87,10 @@ def _only_explicit_settings(model: PreTrainedModel) -> Iterator[None]:
 class _Draws(LogitsProcessor):
     """Draws each row's token and leaves it as the only one that `generate` can choose."""
 
-    def __init__(self, request: DrawRequest, one: EncodedProblem, indices: range) -> None:
+    def __init__(self, request: DrawRequest, rows: Sequence[_Row]) -> None:
         self._params = request.params
-        self._prompt_length = len(one.token_ids)
-        self._numbers = [uniforms(request, one.problem.id, index) for index in indices]
+        self._prompt_length = len(rows[0][0].token_ids)
+        self._numbers = [uniforms(request, one.problem.id, index) for one, index in rows]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         step = input_ids.shape[1] - self._prompt_length
@@ -94,13 +101,13 @@ class _Draws(LogitsProcessor):
 
 
 class _Endings(StoppingCriteria):
-    """Notes how each row ends; a row that has ended is filled up by `generate` until all have."""
+    """Notes how each row ends; `generate` goes on with a row that has ended until all have."""
 
-    def __init__(self, stops: Stops, one: EncodedProblem, num_rows: int, observe: Observer) -> None:
+    def __init__(self, stops: Stops, rows: Sequence[_Row], observe: Observer) -> None:
         self._stops = stops
-        self._one = one
+        self._one = rows[0][0]
         self._observe = observe
-        self._endings: list[Ending | None] = [None] * num_rows
+        self._endings: list[Ending | None] = [None] * len(rows)
 
     def __call__(
         self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object

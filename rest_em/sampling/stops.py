@@ -1,7 +1,8 @@
 """Where a solution ends: end tokens, stop strings, the cap on new tokens; and what text and ids then remain.
 
 A stop string may span tokens and its last character may be some bytes of a token. Text is decoded only when
-a token could complete a stop string.
+a token could complete a stop string. A stop string that is a special token, as `<|im_end|>`, stands in no text:
+the token itself ends the solution.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ class Stops:
     ) -> None:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
-        self._stop_strings = tuple(stop_strings)
-        self._last_characters = frozenset(stop[-1] for stop in stop_strings)
-        self._tail = max((len(stop.encode()) for stop in stop_strings), default=0) + TAIL_SLACK
+        special = {stop: ids[0] for stop in stop_strings if (ids := self._as_special_token(stop))}
+        self._stop_token_ids = frozenset(special.values())
+        self._stop_strings = tuple(stop for stop in stop_strings if stop not in special)
+        self._last_characters = frozenset(stop[-1] for stop in self._stop_strings)
+        self._tail = max((len(stop.encode()) for stop in self._stop_strings), default=0) + TAIL_SLACK
         self._anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
         self._anchor_text = self._decode(self._anchor)
         self._may_complete: dict[int, bool] = {}
@@ -58,11 +61,18 @@ class Stops:
         """
         if token_ids[-1] in self._eos_token_ids:
             return Ending("eos", tuple(token_ids), self._decode(token_ids[:-1]))
+        if token_ids[-1] in self._stop_token_ids:
+            return Ending("stop_string", tuple(token_ids[:-1]), self._decode(token_ids[:-1]))
         if self._stop_strings and self._completes_stop(token_ids):
             return self._cut(token_ids)
         if len(token_ids) >= max_new_tokens:
             return Ending("length", tuple(token_ids), self._decode(token_ids))
         return None
+
+    def _as_special_token(self, stop: str) -> list[int]:
+        """Return the id of a stop string that is one special token, else nothing."""
+        ids = self._tokenizer.encode(stop, add_special_tokens=False)
+        return ids if len(ids) == 1 and self._decode(ids) == "" else []
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return str(

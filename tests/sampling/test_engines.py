@@ -1,5 +1,7 @@
 """Both engines against `generate` and against exact probabilities, on tiny random models."""
 
+import contextlib
+import os
 from dataclasses import replace
 
 import pytest
@@ -127,6 +129,54 @@ def test_the_reason_names_what_a_model_does(policies):
     assert "cannot be set" in unsupported_reason(policies("gptj").model)
 
 
+def test_a_model_whose_logits_come_out_otherwise_is_left_to_the_stock_engine(policies):
+    model = policies("llama").model
+
+    def depend_on_the_pass(module, arguments, output):
+        return output + output.flip(-1) * output.shape[1]
+
+    hook = model.lm_head.register_forward_hook(depend_on_the_pass)
+    try:
+        assert "its logits differ by" in unsupported_reason(model)
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def passes_of(policy):
+    """Note the shape of each forward pass's token ids."""
+    shapes = []
+    hook = policy.model.register_forward_pre_hook(
+        lambda module, arguments, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        yield shapes
+    finally:
+        hook.remove()
+
+
+def test_what_prompts_share_is_computed_once_and_nothing_after_a_rows_end(policies):
+    policy, wanted = policies("llama"), request(WITH_HEAD, num_samples=3, temperature=1.0, max_rows=4)
+    with passes_of(policy) as shapes:
+        solutions = SharedPrefixSampler(policy, nothing)(wanted, whole(wanted))
+    ids = [policy.tokenizer(prompt)["input_ids"] for prompt in WITH_HEAD]
+    length = len(os.path.commonprefix(ids))
+    head, prompts, *rows = shapes
+    assert head == (1, length)
+    assert prompts == (len(WITH_HEAD), max(map(len, ids)) - length)
+    assert all(num_tokens == 1 and num_rows <= 4 for num_rows, num_tokens in rows)
+    # The first token of each solution comes from its prompt's pass.
+    assert sum(num_rows for num_rows, _ in rows) == sum(len(one.token_ids) - 1 for one in solutions)
+
+
+def test_the_stock_engine_decodes_prompts_of_one_length_together(policies):
+    policy, wanted = policies("llama"), request(["x1", "longer", "y2", "z3"], max_rows=2)
+    with passes_of(policy) as shapes:
+        solutions = StockSampler(policy, nothing)(wanted, whole(wanted))
+    assert [num_rows for num_rows, num_tokens in shapes if num_tokens > 1] == [2, 1, 1]
+    assert [one.problem_id for one in solutions] == ["p0", "p1", "p2", "p3"]
+
+
 def test_a_unit_longer_than_the_sliding_window_is_decoded_like_generate(tiny_tokenizer):
     torch.manual_seed(1)
     config = hf.MistralConfig(**GATED, vocab_size=len(tiny_tokenizer), sliding_window=8, eos_token_id=2)
@@ -245,12 +295,12 @@ def test_text_ids_and_reason_of_a_stopped_solution_agree(policies, engine):
 @pytest.mark.parametrize("engine", [SharedPrefixSampler, StockSampler])
 def test_an_observer_is_told_of_every_token_and_solution(policies, engine):
     told = []
-    wanted = request(WITH_HEAD, num_samples=3, temperature=1.0, stop_strings=("1",), max_rows=4)
-    engine(policies("llama"), lambda tokens, solutions: told.append((tokens, solutions)))(
+    wanted = request(WITH_HEAD, num_samples=3, temperature=1.0, max_rows=4)
+    drawn = engine(policies("llama"), lambda tokens, solutions: told.append((tokens, solutions)))(
         wanted, whole(wanted)
     )
     assert sum(solutions for _, solutions in told) == 12
-    assert 12 <= sum(tokens for tokens, _ in told) <= 12 * 20
+    assert sum(tokens for tokens, _ in told) == sum(len(one.token_ids) for one in drawn)
 
 
 def test_a_prompt_that_fills_the_positions_is_refused_by_name(policies):

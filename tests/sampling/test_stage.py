@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rest_em.errors import SamplingError
 from rest_em.sampling.policy import choose_dtype, load_policy
 from rest_em.sampling.stage import main
 from rest_em.sampling.units import unit_path
@@ -61,6 +63,15 @@ def start_rank(spec: Path, rank: int, port: int):
         "main(json.loads(pathlib.Path(sys.argv[1]).read_text()))"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(spec)], env=environment)
+
+
+def test_a_prompt_that_is_too_long_is_told_before_anything_is_drawn(tmp_path, tiny_model_folder):
+    fits, late = draw_request(), draw_request("iteration-00/evals")
+    long = Problem(id="long", prompt="x" * 600, reference=None)
+    late = replace(late, problems=(*late.problems[:9], long))
+    with pytest.raises(SamplingError, match="problem long: its prompt has 601 tokens"):
+        main(write_spec(tmp_path, tiny_model_folder, [fits, late]))
+    assert not list(tmp_path.glob("**/*.parquet"))
 
 
 def test_all_units_of_all_draws_are_written_in_order(tmp_path, tiny_model_folder):

@@ -38,6 +38,16 @@ def test_a_stop_string_over_several_tokens_ends_at_its_last_token(tiny_tokenizer
     assert ending.token_ids == tuple(ids[:2])
 
 
+def test_a_stop_string_that_is_a_special_token_ends_where_the_token_is_drawn(tiny_tokenizer):
+    pad = tiny_tokenizer.pad_token_id
+    ids = [*encode(tiny_tokenizer, "4<pa"), pad, *encode(tiny_tokenizer, "x")]
+    ending, length = play(tiny_tokenizer, ids, ["<pad>", "Q:"])
+    assert (ending.reason, ending.token_ids, ending.text) == ("stop_string", tuple(ids[:4]), "4<pa")
+    assert length == 5
+    ending, _ = play(tiny_tokenizer, [*encode(tiny_tokenizer, "4"), EOS], ["</s>"])
+    assert ending.reason == "eos"
+
+
 def test_a_stop_string_that_starts_inside_a_token_leaves_the_remainder_reencoded(tiny_tokenizer):
     ids = encode(tiny_tokenizer, "x = 12")
     assert tiny_tokenizer.convert_ids_to_tokens(ids)[-2:] == ["=Ġ", "12"]
