@@ -26,7 +26,8 @@ from rest_em.storage import read_json, write_examples
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
 
 SPEED_SETTINGS = (
-    "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_", "torch_empty_cache",
+    "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_",
+    "torch_empty_cache",
 )  # fmt: skip
 """What these settings of transformers begin with changes how an M-step goes, and not what comes of it."""
 

@@ -1,7 +1,7 @@
 """A prompt as token ids, and how many ids a model takes: the same for sampling and training.
 
-Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. Solutions are left out: their
-tokens are those that were sampled.
+Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. Solutions are
+left out: their tokens are those that were sampled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Return the longest sequence that a model's positions allow; None if its configuration names no limit."""
+    """Return the longest sequence that a model's positions allow; None if its configuration has no limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
