@@ -490,17 +490,20 @@ def test_every_epoch_has_an_order_of_its_own_and_the_recipe_chooses_its_kind() -
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_bf16_says_in_what_the_model_computes(
-    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, dtype: torch.dtype
+    tmp_path: Path, tiny_model_folder: Path, bf16: bool, dtype: torch.dtype
 ) -> None:
     seen = set()
 
-    def note(logits: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        seen.add(logits.dtype)
-        return weighted_loss(logits, *others)
+    def note(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Linear):
+            seen.add((module.weight.dtype, output.dtype))
 
-    monkeypatch.setattr("rest_em.training.weighted_loss", note)
-    _train(tmp_path, tiny_model_folder, _examples(8), num_train_epochs=1, bf16=bf16)
-    assert seen == {dtype}
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        _train(tmp_path, tiny_model_folder, _examples(8), num_train_epochs=1, bf16=bf16)
+    finally:
+        hook.remove()
+    assert seen == {(torch.float32, dtype)}
 
 
 def test_a_batch_that_the_ranks_cannot_share_stops_before_anything_is_loaded(tmp_path: Path) -> None:

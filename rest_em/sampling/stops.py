@@ -1,8 +1,8 @@
 """Where a solution ends: end tokens, stop strings, the cap on new tokens; and what text and ids then remain.
 
 A stop string may span tokens and its last character may be some bytes of a token. Text is decoded only when
-a token could complete a stop string. One that is a special token, as `<|im_end|>`, stands in no text: the token
-itself ends the solution.
+a token could complete a stop string. One that is a special token, as `<|im_end|>`, stands in no text: the
+token itself ends the solution.
 """
 
 from __future__ import annotations
