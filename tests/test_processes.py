@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from process_watch import is_alive, is_gone_within
 
-from rest_em.processes import kill_group, usable_cores
+from rest_em.processes import LAUNCHER_VARIABLES, kill_group, usable_cores
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 
@@ -76,7 +76,8 @@ def test_only_a_launched_process_leaves_with_its_parent(variable: str, stays: bo
             "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])",
             child,
         ],
-        env={**os.environ, variable: "no"},
+        env={key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
+        | {variable: "no"},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -10,7 +10,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,13 +73,8 @@ training.main(spec)
 
 
 @pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """The stage writes what the recipe owns into the environment; its process is its own."""
-    before = dict(os.environ)
+def _one_thread(own_environment: None) -> None:
     torch.set_num_threads(1)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def _examples(number: int) -> list[TrainingExample]:
