@@ -62,6 +62,7 @@ def test_a_child_whose_parent_died_before_it_looked_dies_at_once() -> None:
     ("variable", "stays"), [("ACCELERATE_MIXED_PRECISION", False), ("ACCELERATE_LOG_LEVEL", True)]
 )
 def test_only_a_launched_process_leaves_with_its_parent(variable: str, stays: bool, tmp_path: Path) -> None:
+    unlaunched = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     ended = tmp_path / "ended"
     child = (
         "import os, time; from rest_em.processes import die_with_launcher; die_with_launcher(); "
