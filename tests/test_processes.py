@@ -65,8 +65,8 @@ def test_only_a_launched_process_leaves_with_its_parent(variable: str, stays: bo
     unlaunched = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     ended = tmp_path / "ended"
     child = (
-        "import os, time; from rest_em.processes import die_with_launcher; die_with_launcher(); "
-        "print('tied', flush=True); parent = os.getppid()\n"
+        "import os, time; from rest_em.processes import die_with_launcher; parent = os.getppid()\n"
+        "die_with_launcher(); print('tied', flush=True)\n"
         "while os.getppid() == parent: time.sleep(0.01)\n"
         f"time.sleep(0.2); open({str(ended)!r}, 'w')"
     )
@@ -77,8 +77,7 @@ def test_only_a_launched_process_leaves_with_its_parent(variable: str, stays: bo
             "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])",
             child,
         ],
-        env={key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
-        | {variable: "no"},
+        env=unlaunched | {variable: "no"},
         stdout=subprocess.PIPE,
         text=True,
     )
