@@ -1,4 +1,4 @@
-"""`python -m rest_em`, which is what `accelerate launch -m rest_em` runs on every rank."""
+"""`rest_em`, and `python -m rest_em`, which is what `accelerate launch -m rest_em` runs on every rank."""
 
 from rest_em.processes import die_with_launcher
 

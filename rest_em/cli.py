@@ -174,7 +174,6 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
         _refuse_changes(recipe, folder, problems, from_stages)
-        ledger.meant_by(*from_stages)
         work.has_begun = True
         if from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")

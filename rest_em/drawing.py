@@ -103,9 +103,8 @@ def plan_draw(
 def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]]:
     """Return each draw's judged solutions, by problem, then index; do only what is still to be done.
 
-    All draws of one call share one sampling process a rank, in the order given.
-
-    A survey, which does nothing, gets no solutions.
+    All draws of one call share one sampling process a rank, in the order given. A survey, which does nothing,
+    gets no solutions.
 
     Raises:
         RecipeChangedError: what is there was drawn or judged with other settings.
@@ -216,9 +215,9 @@ class _OpenDraw:
 
 
 def _remove_void_verdicts(run: Run, draw: Draw, num_units: int) -> None:
-    """Remove the verdicts of another reward, on solutions that are gone, and of units not wholly judged.
+    """Remove the verdicts of another reward, on solutions that are gone, and of units with an unscorable one.
 
-    What the reward could not judge is tried again: what was wrong may have been mended since.
+    What the reward could not judge is judged again, with its unit: what was wrong may have been mended since.
     """
     kept = run.folder / draw.verdicts.name / draw.verdicts.fingerprint
     for other in kept.parent.glob("*"):

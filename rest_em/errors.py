@@ -45,7 +45,7 @@ class StageError(RestEMError, RuntimeError):
 
 
 class RunFolderError(RestEMError, RuntimeError):
-    """Raised when a run folder is locked by another run, is not shared, or belongs to another recipe."""
+    """Raised when a run folder is locked by another run, is not shared, or lacks what a run needs of it."""
 
 
 class RecipeChangedError(RunFolderError):

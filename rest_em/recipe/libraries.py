@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rest_em.errors import RecipeError
 from rest_em.recipe.document import dotted, shown
-from rest_em.recipe.loading import nearest
+from rest_em.recipe.loading import is_there, nearest
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import Recipe, TrainingSection
 from rest_em.recipe.wanted import alternatives, wanted
@@ -187,7 +187,7 @@ def check_files(recipe: Recipe) -> None:
     wrong = [
         f"{recipe.place(key)}: {key} is {_on_one_line(path)}, and there is no such file or folder"
         for key, path in paths.items()
-        if not _is_there(path)
+        if not is_there(Path(path))
     ]
     wrong += _wrong_model(recipe)
     if wrong:
@@ -198,7 +198,7 @@ def _wrong_model(recipe: Recipe) -> Iterator[str]:
     """Say what is wrong with the model, as far as it is a folder."""
     key, name = "model.name_or_path", recipe.model.name_or_path
     told = f"{recipe.place(key)}: {key} is {_on_one_line(name)}"
-    if _is_there(name):
+    if is_there(Path(name)):
         if not (Path(name) / "config.json").is_file():
             yield f"{told}, and there is no config.json in it; a Hugging Face checkpoint is wanted"
         if recipe.model.revision is not None:
@@ -223,10 +223,3 @@ def _on_one_line(path: str) -> str:
     """Return a path as a message shows it; some users write a text where a path is wanted."""
     line = " ".join(path.split())
     return line if len(line) <= 200 else f"{line[:197]}..."
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long for a name, or with a character that none has
-        return False

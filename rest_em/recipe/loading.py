@@ -186,7 +186,7 @@ def _resolved(key: str, value: str, folder: Path) -> str:
         is_path = value != ""
     elif key == "model.name_or_path" or re.fullmatch(r"problems\.(train|validation|test)\.path", key):
         is_data = key.startswith("problems") and PurePath(value).suffix.lower() in LOCAL_SUFFIXES
-        is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and _is_there(folder / value))
+        is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and is_there(folder / value))
     else:
         return value
     if not is_path:
@@ -197,10 +197,11 @@ def _resolved(key: str, value: str, folder: Path) -> str:
         return value
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Say whether a file or folder exists; what cannot be a name of one does not."""
     try:
         return path.exists()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # too long, or with a character that no name has
         return False
 
 
