@@ -98,10 +98,23 @@ class GradedSolution:
     answer: str | None
     """The final answer for majority votes, normalised; None where the solution gives none."""
     reason: str
-    """Why it is incorrect or unscorable; empty where correct."""
+    """Why it is incorrect or unscorable; where correct, what is to be known of that verdict, mostly nothing."""
 
 
-RewardFunction = Callable[[Problem, Solution], bool | float]
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a reward may return in place of a number, to say why.
+
+    Example:
+        Outcome(0.0, "wrong answer: case 2 of 4: returned [1], wanted [0]")
+    """
+
+    reward: float
+    reason: str
+    """Why the solution is incorrect; where it is correct, what is to be known of that verdict."""
+
+
+RewardFunction = Callable[[Problem, Solution], bool | float | Outcome]
 """r(x, y), the plug-in point: a plain function; it may raise `UnscorableError`.
 
 What a plug-in returns is believed only once it is looked at: see `rest_em.rewards.registry.RawReward`.

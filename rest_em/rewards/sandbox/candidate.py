@@ -1,0 +1,212 @@
+"""What a program's process runs: the program itself, and the answers to the calls of its entry point.
+
+Everything here shares a process with a program that may try to deceive. Nothing it says is believed: it can only
+send data, through `values`, which those who judge compare on their side.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import io
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+import traceback
+from types import ModuleType
+from typing import Any
+
+from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
+
+MAX_REPLY_BYTES = 2**24
+"""Of one value that is returned."""
+_HEADER = struct.Struct(">I")
+
+
+def answer_calls(payload: int, results: int) -> None:
+    """Call the entry point for each case and write one line a call: what came of it.
+
+    Args:
+        payload: {"source", "entry_point", "calls": [[args, kwargs], ...]}, the calls encoded.
+        results: where the lines go.
+    """
+    request = _read(payload)
+    entry = _load(request, lambda reply: _write(results, reply + b"\n"))
+    if entry is not None:
+        for call in request["calls"]:
+            positional, keywords = decode(call.encode())
+            _write(results, _reply(entry, positional, keywords) + b"\n")
+    os._exit(0)
+
+
+def serve_calls(payload: int, channel: int) -> None:
+    """Answer the calls that come over a socket, until it ends.
+
+    Args:
+        payload: {"source", "entry_point"}.
+        channel: a stream socket; requests and replies have a length of four bytes before them.
+    """
+    request = _read(payload)
+    stream = socket.socket(fileno=channel)
+    entry = _load(request, lambda reply: send(stream, reply))
+    if entry is not None:
+        send(stream, b'{"ready":true}')
+        while (asked := receive(stream)) is not None:
+            positional, keywords = decode(asked)
+            send(stream, _reply(entry, positional, keywords))
+    os._exit(0)
+
+
+def run_script(payload: int, standard_input: int, standard_output: int) -> None:
+    """Run a program as Python runs a script.
+
+    Args:
+        payload: {"source"}.
+        standard_input: what it reads.
+        standard_output: what it prints.
+    """
+    source = _read(payload)["source"]
+    os.dup2(standard_input, 0)
+    os.dup2(standard_output, 1)
+    os.closerange(3, 256)
+    sys.stdin = sys.__stdin__ = _text(0, "r")
+    sys.stdout = sys.__stdout__ = _text(1, "w")
+    module = new_module("__main__")
+    code = 1
+    try:
+        exec(compile(source, "<program>", "exec", dont_inherit=True), vars(module))
+        code = 0
+    except SystemExit as left:
+        code = _exit_code(left.code)
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        code = code or 120
+    os._exit(code)
+
+
+def _exit_code(code: object) -> int:
+    """Return the exit status that Python gives to a SystemExit."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 255
+    return 1
+
+
+def _text(descriptor: int, mode: str) -> io.TextIOWrapper:
+    file = open(descriptor, f"{mode}b", closefd=False)  # noqa: SIM115
+    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+
+
+def new_module(name: str) -> ModuleType:
+    """Return an empty module under this name, where dataclasses and the like look it up."""
+    module = ModuleType(name)
+    vars(module)["__builtins__"] = builtins
+    sys.modules[name] = module
+    return module
+
+
+def _load(request: dict[str, Any], tell: Any) -> Any:
+    """Run the program's text, as an import would, and return its entry point; None, and tell why, without one."""
+    module = new_module("solution")
+    try:
+        exec(compile(request["source"], "<program>", "exec", dont_inherit=True), vars(module))
+    except SystemExit as left:
+        if _exit_code(left.code):
+            tell(_error("exit", f"exit status {_exit_code(left.code)} while it was loaded"))
+            return None
+    except BaseException as error:  # noqa: BLE001
+        tell(_error(_kind_of(error), f"loading it raised {describe(error)}"))
+        return None
+    name = request["entry_point"]
+    entry = vars(module).get(name)
+    if not callable(entry):
+        what = "does not define" if entry is None else "does not define as a function"
+        tell(_error("exception", f"the program {what} {name}"))
+        return None
+    return entry
+
+
+def _reply(entry: Any, positional: Any, keywords: Any) -> bytes:
+    try:
+        value = entry(*positional, **keywords)
+        return b'{"value":' + encode(value, max_bytes=MAX_REPLY_BYTES) + b"}"
+    except CannotCrossError as error:
+        return _error("value", f"it returned what is {error}")
+    except SystemExit as left:
+        return _error("exit", f"exit status {_exit_code(left.code)} in a call")
+    except BaseException as error:  # noqa: BLE001
+        return _error(_kind_of(error), describe(error), builtin_name(error))
+
+
+def _error(kind: str, message: str, raised: str = "") -> bytes:
+    return json.dumps({"error": kind, "message": message[:500], "raised": raised}).encode()
+
+
+def _kind_of(error: BaseException) -> str:
+    return "memory" if isinstance(error, MemoryError) else "exception"
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and the begin of its message, whatever its own methods do."""
+    try:
+        message = str(error)[:300]
+    except BaseException:  # noqa: BLE001
+        message = "(its message could not be made)"
+    return f"{type(error).__name__[:80]}: {message}" if message else type(error).__name__[:80]
+
+
+def builtin_name(error: BaseException) -> str:
+    """Return the nearest of an error's types that Python itself has."""
+    names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    return names[0]
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    with open(descriptor, "rb") as file:
+        found: dict[str, Any] = json.loads(file.read())
+    return found
+
+
+def _write(descriptor: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(descriptor, text) :]
+
+
+def send(stream: socket.socket, message: bytes) -> None:
+    """Send a message with its length before it."""
+    stream.sendall(_HEADER.pack(len(message)) + message)
+
+
+def receive(stream: socket.socket) -> bytes | None:
+    """Return the next message; None at the end.
+
+    Raises:
+        CannotCrossError: it is too long.
+    """
+    header = _receive_exactly(stream, _HEADER.size)
+    if header is None:
+        return None
+    (size,) = _HEADER.unpack(header)
+    if size > MAX_REPLY_BYTES + 1000:
+        raise CannotCrossError("a message is too long")
+    return _receive_exactly(stream, size)
+
+
+def _receive_exactly(stream: socket.socket, size: int) -> bytes | None:
+    first = stream.recv(size)
+    if len(first) == size:
+        return first
+    parts, left = [first], size - len(first)
+    while left and parts[-1]:
+        parts.append(stream.recv(min(left, 2**20)))
+        left -= len(parts[-1])
+    return None if left else b"".join(parts)

@@ -1,0 +1,338 @@
+"""The layers between a program and the machine, put up by the process that is to become the sandbox's server.
+
+    user, PID, mount, network, IPC and UTS namespaces     `enter`: once, by the server
+    limits, no capabilities, no_new_privs, Landlock, seccomp     `Cell.lock`: by each program's process
+
+Nothing is downgraded in silence: a layer that the host refuses is named in `Cell.missing` with its reason, and
+whether to go on is the user's decision. What the server does behind the layers is in `server`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rest_em.rewards.sandbox import kernel
+
+INSIDE = 1000
+"""The user and group that programs have inside."""
+NOBODY = 65534
+"""The user outside whose rights programs have where the sandbox is started by root."""
+USER_NAMESPACE = "user namespace"
+NAMESPACES = "PID, mount, network, IPC and UTS namespaces"
+SCRATCH = {"/tmp": "mode=1777,size=64m,nr_inodes=16384", "/dev/shm": "mode=1777,size=64m,nr_inodes=1024"}
+"""What a program may write to, and how much: both in memory, emptied after it."""
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
+FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
+PACKAGES = "/packages"
+"""Where packages that the user names are, inside."""
+_OLD = "/.old"
+_MAX_STACK = 256 * 2**20
+MAX_DESCRIPTORS = 256
+_MAX_PROCESSES = 64
+_MAX_FILE = 2**28
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one program may use.
+
+    Example:
+        Limits(cpu_seconds=10.0, wall_seconds=11.0, memory_bytes=2**30)
+    """
+
+    cpu_seconds: float
+    """Of all its processes and threads together."""
+    wall_seconds: float
+    """From its start to its end."""
+    memory_bytes: int
+    """Of all its processes together, and the address space of each beyond the interpreter's own."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """Where programs run: the layers that are up, and how a program's process is locked in."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+    """Layer -> why it is not there."""
+    has_namespaces: bool = False
+    folder: str = "/tmp"
+    """What programs start in; inside, unless there are no namespaces."""
+    _filter: kernel.Filter | None = None
+    _landlock: kernel.Landlock | None = None
+    _clean: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def make_ready(self) -> None:
+        """Do once what all programs share: build the filter and the ruleset, and bind limits of this process.
+
+        A process inherits limits; this one, the server, stays far below them.
+        """
+        for kind, value in _SHARED_LIMITS.items():
+            _limit(kind, value)
+        if self.has_namespaces:
+            _limit(resource.RLIMIT_NPROC, _MAX_PROCESSES)
+        try:
+            self._filter = kernel.Filter(allows_processes=self.has_namespaces)
+        except OSError as error:
+            self.missing["seccomp"] = str(error)
+        self._rule()
+
+    def _rule(self) -> None:
+        if self._landlock is not None:
+            self._landlock.close()
+            self._landlock = None
+        if "Landlock" in self.missing:
+            return
+        writable = list(SCRATCH) if self.has_namespaces else [self.folder]
+        readable = ["/"] if self.has_namespaces else [*LIBRARIES, *FILES, sys.base_prefix, "/proc"]
+        try:
+            self._landlock = kernel.Landlock(readable, writable, DEVICES)
+        except OSError as error:
+            self.missing["Landlock"] = str(error)
+
+    def lock(self, limits: Limits) -> None:
+        """Give up everything that this process, a program's, does not need; there is no way back."""
+        used = int(_read("/proc/self/statm").split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, used + limits.memory_bytes)
+        _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)  # of one process; the server counts them all
+        if self.has_namespaces:
+            kernel.set_capabilities(())
+        elif os.geteuid() == 0:
+            _become(NOBODY)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that /proc/self is the program's own, as everywhere
+        with contextlib.suppress(OSError):
+            _write("/proc/self/oom_score_adj", "1000")
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        if self._landlock is not None:
+            self._landlock.set()
+        if self._filter is not None:
+            self._filter.set()
+
+    def mount_scratch(self) -> None:
+        """Give the next program empty /tmp and /dev/shm."""
+        for path, options in SCRATCH.items():
+            flags = kernel.MS_NOSUID | kernel.MS_NODEV
+            kernel.mount("tmpfs", path, "tmpfs", flags, options)
+            self._clean[path] = _touched(path)
+
+    def clean(self) -> None:
+        """Empty what the last program wrote to; nothing is done where nothing was written."""
+        assert self.has_namespaces
+        if all(_touched(path) == clean for path, clean in self._clean.items()):
+            return
+        for path in SCRATCH:
+            kernel.detach(path)
+        self.mount_scratch()
+        self._rule()
+
+
+def _touched(path: str) -> tuple[int, int]:
+    """Return what changes with any change in the folder itself, its rights among them."""
+    found = os.stat(path)
+    return found.st_ino, found.st_ctime_ns
+
+
+_SHARED_LIMITS = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_FSIZE: _MAX_FILE,
+    resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+    resource.RLIMIT_MEMLOCK: 2**16,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_STACK: _MAX_STACK,
+}
+
+
+def _limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (least, least))
+
+
+def enter(cell: Cell, packages: dict[str, str]) -> bool:
+    """Move this process into namespaces of its own and fork; return True in the process that is inside.
+
+    The process outside has nothing left to do. Where the host refuses, there is one process, and it is not
+    inside anything.
+
+    Args:
+        cell: gets what is missing.
+        packages: folders or files of Python packages that programs may import, by their names inside.
+
+    Raises:
+        OSError: the namespaces are there and the new root cannot be built.
+    """
+    if not _leave(cell):
+        return True
+    ready, ready_end = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(ready_end)
+        told = os.read(ready, 4096)
+        os.waitpid(child, 0)
+        if told != b"inside":
+            raise OSError(told.decode() or "the sandbox's first process died while it set itself up")
+        return False
+    os.close(ready)
+    try:
+        _build(packages)
+        if os.geteuid() == 0:
+            _become(NOBODY if USER_NAMESPACE in cell.missing else INSIDE)
+        kernel.drop_bounding_set()
+        kernel.set_capabilities((kernel.CAP_SYS_ADMIN,))
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a program cannot look into this process
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        cell.has_namespaces, cell.folder = True, "/tmp"
+        cell.mount_scratch()
+    except OSError as error:
+        os.write(ready_end, str(error).encode()[:4096])
+        os._exit(1)
+    os.write(ready_end, b"inside")
+    os.close(ready_end)
+    return True
+
+
+def _leave(cell: Cell) -> bool:
+    """Leave this machine's namespaces; say whether that could be done. Root can keep its user namespace."""
+    others = (
+        kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET
+        | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS | kernel.CLONE_NEWCGROUP
+    )  # fmt: skip
+    try:
+        with _mapped_by_helper():
+            kernel.unshare(kernel.CLONE_NEWUSER | others)
+    except OSError as error:
+        cell.missing[USER_NAMESPACE] = f"{error}; {_ADVICE}"
+    else:
+        return True
+    try:
+        kernel.unshare(others)
+    except OSError as error:
+        cell.missing[NAMESPACES] = str(error)
+        return False
+    return True
+
+
+_ADVICE = (
+    "user namespaces may be turned off on this host: see user.max_user_namespaces, "
+    "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, or the container's "
+    "seccomp profile"
+)
+
+
+@contextlib.contextmanager
+def _mapped_by_helper() -> Iterator[None]:
+    """Have a child, which stays outside, map users once this process has left; root may map two.
+
+    Root inside is root outside, for as long as the mounts are made: a Python in a private home can only be
+    reached so. An ordinary user is mapped to `INSIDE` and to nothing else.
+    """
+    user, group, leader = os.geteuid(), os.getegid(), os.getpid()
+    go, go_end = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        os.close(go_end)
+        status = 1
+        with contextlib.suppress(OSError):
+            if os.read(go, 1):
+                both = f"0 {{}} 1\n{INSIDE} {NOBODY} 1\n" if user == 0 else f"{INSIDE} {{}} 1\n"
+                if user:
+                    _write(f"/proc/{leader}/setgroups", "deny")
+                _write(f"/proc/{leader}/uid_map", both.format(user))
+                _write(f"/proc/{leader}/gid_map", both.format(group))
+                status = 0
+        os._exit(status)
+    os.close(go)
+    try:
+        yield
+        os.write(go_end, b"1")
+    finally:
+        os.close(go_end)
+        _, ended = os.waitpid(helper, 0)
+    if ended:
+        raise OSError("the users of the new namespace could not be mapped")
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _become(user: int) -> None:
+    """Become this user, from root; capabilities stay."""
+    kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    kernel.prctl(kernel.PR_SET_KEEPCAPS, 0)
+    kernel.set_capabilities(range(40))
+
+
+def _build(packages: dict[str, str]) -> None:
+    """Make a root of read-only libraries and nothing else, and go there."""
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    plain = kernel.MS_NOSUID | kernel.MS_NODEV
+    kernel.mount("tmpfs", "/tmp", "tmpfs", plain, "mode=755,size=1m")
+    os.mkdir(f"/tmp{_OLD}")
+    kernel.pivot_root("/tmp", f"/tmp{_OLD}")
+    os.chdir("/")
+    for path in ("/proc", "/tmp", "/dev/shm", "/etc", PACKAGES):
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    for path in (*LIBRARIES, *FILES, sys.base_prefix):
+        if os.path.lexists(_OLD + path) and not os.path.lexists(path):
+            _show(path)
+    for folder in {*LIBRARIES, f"{sys.base_prefix}/lib"}:
+        for packages_folder in glob.glob(f"{folder}/python3*/*-packages"):
+            if not os.path.islink(packages_folder):
+                kernel.mount("tmpfs", packages_folder, "tmpfs", plain | kernel.MS_RDONLY, "mode=755,size=4k")
+    for name, path in packages.items():
+        _show(path, f"{PACKAGES}/{name}")
+    for path in DEVICES:
+        _show(path, attributes=kernel.MOUNT_ATTR_NOSUID)
+    for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
+        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
+    for name, text in {"passwd": f"program:x:{INSIDE}:{INSIDE}::/tmp:/none", "group": f"program:x:{INSIDE}:"}.items():
+        with open(f"/etc/{name}", "w") as file:
+            file.write(f"{text}\n")
+    try:
+        kernel.mount("proc", "/proc", "proc", plain | kernel.MS_NOEXEC)
+    except OSError as error:
+        raise OSError(f"{error}: the host hides parts of its own /proc, as plain containers do") from error
+    kernel.detach(_OLD)
+    os.rmdir(_OLD)
+    kernel.set_mount_attributes("/", _READ_ONLY, is_recursive=False)
+
+
+_READ_ONLY = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+
+
+def _show(path: str, inside: str | None = None, attributes: int = _READ_ONLY) -> None:
+    """Show a file or folder of the old root in the new one, or a link where it is one."""
+    inside = inside or path
+    os.makedirs(os.path.dirname(inside), mode=0o755, exist_ok=True)
+    if os.path.islink(_OLD + path):
+        os.symlink(os.readlink(_OLD + path), inside)
+        return
+    if os.path.isdir(_OLD + path):
+        os.makedirs(inside, mode=0o755, exist_ok=True)
+    else:
+        os.close(os.open(inside, os.O_CREAT | os.O_WRONLY, 0o644))
+    kernel.mount(_OLD + path, inside, None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.set_mount_attributes(inside, attributes)

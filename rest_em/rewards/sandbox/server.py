@@ -1,0 +1,224 @@
+"""The sandbox's server: the first process inside, warm, that forks one process a program and cleans up after it.
+
+It reads nothing that a program wrote, and nothing of a program: a request is a few numbers and descriptors, of
+which the program's process alone reads what they lead to. So a program finds nothing of the one before it.
+
+    client -> server   one packet: {"kind", "limits"} and descriptors: the payload, then the kind's own
+    server -> client   one packet: how it ended and what it used; the first one of all: the layers
+
+A second packet while a program runs, or the end of the client, ends the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+from rest_em.rewards.sandbox import candidate, kernel, tester
+from rest_em.rewards.sandbox.isolation import Cell, Limits, enter
+
+FIRST_LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.025
+"""How often a program's processes are counted: what they use between two looks goes beyond a limit."""
+MAX_PACKET = 2**16
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = resource.getpagesize()
+_PROGRAMS = {
+    "calls": candidate.answer_calls,
+    "serve": candidate.serve_calls,
+    "script": candidate.run_script,
+    "test": tester.run_test,
+    "together": tester.run_together,
+}
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a program ended."""
+
+    how: str
+    """`exit`, `signal`, `stopped` (by the client), or the limit that it met: `cpu`, `wall`, `memory`."""
+    code: int
+    """Exit status or signal."""
+    cpu_seconds: float
+    """Of all its processes."""
+    wall_seconds: float
+    waited_seconds: float
+    """How long its first thread was ready to run and did not: what a wall clock counts against the machine."""
+
+
+class Server:
+    """Serves one client, one program at a time."""
+
+    def __init__(self, control: socket.socket, cell: Cell) -> None:
+        """Take over the connection to the client."""
+        self._control = control
+        self._cell = cell
+
+    def serve(self) -> None:
+        """Run programs until the client goes."""
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 8)
+            if not packet:
+                return
+            request = json.loads(packet)
+            if "kind" not in request:
+                continue  # it was to end a program that has ended by itself
+            ending = self._run(request["kind"], Limits(**request["limits"]), descriptors)
+            if self._cell.has_namespaces:
+                self._cell.clean()
+            self._control.send(json.dumps(asdict(ending)).encode())
+
+    def _run(self, kind: str, limits: Limits, descriptors: list[int]) -> Ending:
+        started = time.monotonic()
+        locked, locked_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            self._become_program(kind, limits, descriptors, locked_end)
+        for descriptor in (locked_end, *descriptors):  # so that they end when the program does
+            os.close(descriptor)
+        how = self._watch(child, limits, started)
+        waited = _waited_seconds(child)
+        wall = time.monotonic() - started
+        status, cpu = self._end_all(child)
+        code = os.waitstatus_to_exitcode(status)
+        is_locked = bool(os.read(locked, 1)) or how != "ended"
+        os.close(locked)
+        if not is_locked:
+            raise OSError(f"a program's process could not be locked in: it ended with {code}")
+        if how == "ended":
+            how = "exit" if code >= 0 else "cpu" if code == -signal.SIGXCPU else "signal"
+        if how in ("exit", "signal") and cpu > limits.cpu_seconds:
+            how = "cpu"
+        return Ending(how, abs(code), cpu, wall, waited)
+
+    def _become_program(self, kind: str, limits: Limits, descriptors: list[int], locked: int) -> None:
+        """Never returns: lock this process in, say so, and be the program."""
+        try:
+            os.setsid()
+            os.chdir(self._cell.folder)
+            self._cell.lock(limits)
+            os.write(locked, b"1")
+            _PROGRAMS[kind](*_keep_only(descriptors))
+        finally:
+            os._exit(1)
+
+    def _watch(self, child: int, limits: Limits, started: float) -> str:
+        """Wait for the end of a program's first process; return `ended`, or what ends it."""
+        descriptor = os.pidfd_open(child)
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.register(self._control, select.POLLIN)
+            seconds = FIRST_LOOK_SECONDS
+            while True:
+                left = limits.wall_seconds - (time.monotonic() - started)
+                if left <= 0:
+                    return "wall"
+                ready = [one for one, _ in poll.poll(1000 * min(seconds, left))]
+                if descriptor in ready:
+                    return "ended"
+                if ready:  # a packet, or the client's end
+                    return "stopped"
+                seconds = LOOK_SECONDS
+                cpu, memory = self._use(child)
+                if cpu > limits.cpu_seconds:
+                    return "cpu"
+                if memory > limits.memory_bytes:
+                    return "memory"
+        finally:
+            os.close(descriptor)
+
+    def _use(self, child: int) -> tuple[float, int]:
+        """Return the processor seconds and resident bytes of a program's processes, the ended ones among them."""
+        cpu = memory = 0
+        processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"] if (
+            self._cell.has_namespaces
+        ) else [str(child)]
+        for process in processes:
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{process}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+                cpu += sum(int(one) for one in fields[11:15])
+                memory += int(fields[21])
+        return cpu / _TICKS, memory * _PAGE
+
+    def _end_all(self, child: int) -> tuple[int, float]:
+        """Kill what is left of a program and wait for it; return its status and processor seconds."""
+        if self._cell.has_namespaces:  # all processes of the namespace but this one
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        status, cpu = 0, 0.0
+        while True:
+            try:
+                process, ended, use = os.wait4(-1, 0)
+            except ChildProcessError:
+                return status, cpu
+            cpu += use.ru_utime + use.ru_stime
+            if process == child:
+                status = ended
+
+
+def _waited_seconds(child: int) -> float:
+    """Return how long a process's first thread has waited for a processor; 0.0 where the kernel does not tell."""
+    try:
+        with open(f"/proc/{child}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+def _keep_only(descriptors: list[int]) -> list[int]:
+    """Close all but these, which become 3, 4 and on; standard input, output and error are the null device."""
+    high = [os.dup2(one, 100 + place) for place, one in enumerate(descriptors)]
+    os.closerange(3, 100)
+    for place, one in enumerate(high):
+        os.dup2(one, 3 + place, inheritable=False)
+    os.closerange(3 + len(high), 256)
+    return list(range(3, 3 + len(high)))
+
+
+def main() -> None:
+    """Put up the layers, tell the client of them, and serve."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    options = json.loads(sys.argv[2])
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != options["parent"]:
+        return
+    cell = Cell(folder=options["folder"])
+    try:
+        if not enter(cell, options["packages"]):
+            return
+        cell.make_ready()
+    except OSError as error:
+        control.send(json.dumps({"error": str(error)}).encode())
+        return
+    control.send(json.dumps({"missing": cell.missing, "has_namespaces": cell.has_namespaces}).encode())
+    warm_up(options["packages"])
+    Server(control, cell).serve()
+
+
+def warm_up(packages: dict[str, str]) -> None:
+    """Import what most programs import, so that no program pays for it."""
+    import collections, functools, heapq, itertools, math, operator, random, re, string, typing  # noqa: E401, F401, I001
+    import gc
+
+    if packages:
+        sys.path.append("/packages")
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    main()
