@@ -31,6 +31,7 @@ from rest_em.rewards.programs import WAYS, extract_program
 from rest_em.rewards.sandbox.client import Sandbox, SandboxError
 from rest_em.rewards.sandbox.isolation import Limits
 from rest_em.rewards.sandbox.machine import alone, beside_others
+from rest_em.rewards.sandbox.probe import layers, probe
 from rest_em.rewards.sandbox.server import Ending
 from rest_em.rewards.sandbox.tester import decode_reply
 from rest_em.rewards.sandbox.values import CannotCrossError
@@ -111,9 +112,18 @@ class UnitTests:
         self._packages = _find_packages(packages)
         self._sandboxes: dict[str, Sandbox] = {}
         try:
-            self._sandbox("program")
+            sandbox = self._sandbox("program")
+            broken = probe(sandbox) if not sandbox.missing else []
         except SandboxError as error:
             raise RewardError(f"reward.name unit_tests: {error}") from error
+        self.isolation = layers(sandbox)
+        """The layers between a program and the machine, for people."""
+        if broken:
+            self.close()
+            raise RewardError(
+                f"reward.name unit_tests: the sandbox does not hold on this host: {', and '.join(broken)}; "
+                "nothing that a model wrote was run"
+            )
 
     def close(self) -> None:
         """End the sandboxes."""

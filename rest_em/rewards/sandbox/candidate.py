@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import gc
 import io
 import json
 import os
@@ -15,8 +16,7 @@ import socket
 import struct
 import sys
 import threading
-import traceback
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
@@ -73,23 +73,32 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> None:
     os.dup2(standard_output, 1)
     os.closerange(3, 256)
     sys.stdin = sys.__stdin__ = _text(0, "r")
-    sys.stdout = sys.__stdout__ = _text(1, "w")
+    sys.stdout = sys.__stdout__ = printed = _text(1, "w")
     module = new_module("__main__")
     code = 1
     try:
-        exec(compile(source, "<program>", "exec", dont_inherit=True), vars(module))
+        exec(_compiled(source), vars(module))
         code = 0
     except SystemExit as left:
         code = _exit_code(left.code)
     except BaseException:  # noqa: BLE001
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    # What Python does at its end, but for tearing itself down.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
+        for file in (sys.stdout, printed):
+            if not file.closed:
+                file.flush()
+        vars(module).clear()  # files that it left open are written out
+        gc.collect()
+    except (OSError, ValueError, AttributeError):
         code = code or 120
     os._exit(code)
+
+
+def _compiled(source: str) -> CodeType:
+    return compile(source, "/tmp/program.py", "exec", dont_inherit=True)
 
 
 def _exit_code(code: object) -> int:
@@ -109,8 +118,9 @@ def _text(descriptor: int, mode: str) -> io.TextIOWrapper:
 def new_module(name: str) -> ModuleType:
     """Return an empty module under this name, where dataclasses and the like look it up."""
     module = ModuleType(name)
-    vars(module)["__builtins__"] = builtins
+    vars(module).update(__builtins__=builtins, __file__="/tmp/program.py")
     sys.modules[name] = module
+    sys.argv = ["/tmp/program.py"]
     return module
 
 
@@ -118,7 +128,7 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
     """Run the program's text, as an import would, and return its entry point; None, and tell why, without one."""
     module = new_module("solution")
     try:
-        exec(compile(request["source"], "<program>", "exec", dont_inherit=True), vars(module))
+        exec(_compiled(request["source"]), vars(module))
     except SystemExit as left:
         if _exit_code(left.code):
             tell(_error("exit", f"exit status {_exit_code(left.code)} while it was loaded"))
@@ -128,6 +138,12 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
         return None
     name = request["entry_point"]
     entry = vars(module).get(name)
+    try:
+        if entry is None and hasattr(vars(module).get("Solution"), name):
+            entry = getattr(vars(module)["Solution"](), name)  # as some sites want it
+    except BaseException as error:  # noqa: BLE001
+        tell(_error(_kind_of(error), f"Solution() raised {describe(error)}"))
+        return None
     if not callable(entry):
         what = "does not define" if entry is None else "does not define as a function"
         tell(_error("exception", f"the program {what} {name}"))

@@ -9,7 +9,6 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,11 @@ START_SECONDS = 60.0
 SLACK_SECONDS = 30.0
 """How long beyond a program's wall-clock limit its end may take to be told, on a machine that is busy."""
 PIPE_BYTES = 2**18
-_SOURCE = Path(__file__).parents[3]
+_START = (
+    f"import sys; sys.path.append({str(Path(__file__).parents[3])!r}); "
+    "from rest_em.rewards.sandbox.server import main; sys.path.pop(); main()"
+)
+"""What a fresh interpreter, which sees no site-packages and no environment, runs."""
 
 
 class SandboxError(RuntimeError):
@@ -53,11 +56,9 @@ class Sandbox:
             SandboxError: it does not start, or cannot say what is missing.
         """
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._folder = tempfile.mkdtemp(prefix="rest_em-")
-        options = {"parent": os.getpid(), "folder": self._folder, "packages": dict(packages or {})}
-        code = f"import sys; sys.path.append({str(_SOURCE)!r}); from rest_em.rewards.sandbox.server import main; sys.path.pop(); main()"
+        options = {"parent": os.getpid(), "packages": dict(packages or {})}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", "-c", code, str(theirs.fileno()), json.dumps(options)],
+            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _START, str(theirs.fileno()), json.dumps(options)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,8 +93,6 @@ class Sandbox:
         self._control.close()
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(OSError):
-            os.rmdir(self._folder)
 
     def start(self, kind: str, payload: Any, descriptors: Sequence[int], limits: Limits) -> None:
         """Start a program; `finish` must follow.
@@ -128,7 +127,10 @@ class Sandbox:
             raise SandboxError(f"the sandbox's server does not reply: {error}") from error
         if not packet:
             raise SandboxError("the sandbox's server has died")
-        return Ending(**json.loads(packet))
+        told = json.loads(packet)
+        if "error" in told:
+            raise SandboxError(told["error"])
+        return Ending(**told)
 
     def run(
         self,

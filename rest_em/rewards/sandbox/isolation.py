@@ -13,6 +13,7 @@ import contextlib
 import glob
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -102,10 +103,10 @@ class Cell:
         used = int(_read("/proc/self/statm").split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, used + limits.memory_bytes)
         _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)  # of one process; the server counts them all
-        if self.has_namespaces:
-            kernel.set_capabilities(())
-        elif os.geteuid() == 0:
+        if not self.has_namespaces and os.geteuid() == 0:
             _become(NOBODY)
+        if self.has_namespaces or os.getuid() == NOBODY:
+            kernel.set_capabilities(())
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that /proc/self is the program's own, as everywhere
         with contextlib.suppress(OSError):
             _write("/proc/self/oom_score_adj", "1000")
@@ -124,7 +125,13 @@ class Cell:
 
     def clean(self) -> None:
         """Empty what the last program wrote to; nothing is done where nothing was written."""
-        assert self.has_namespaces
+        if not self.has_namespaces:
+            shutil.rmtree(self.folder)  # follows no link
+            os.mkdir(self.folder, 0o700)
+            if os.geteuid() == 0:
+                os.chown(self.folder, NOBODY, NOBODY)
+            self._rule()
+            return
         if all(_touched(path) == clean for path, clean in self._clean.items()):
             return
         for path in SCRATCH:
@@ -184,6 +191,7 @@ def enter(cell: Cell, packages: dict[str, str]) -> bool:
         _build(packages)
         if os.geteuid() == 0:
             _become(NOBODY if USER_NAMESPACE in cell.missing else INSIDE)
+        kernel.set_capabilities((kernel.CAP_SYS_ADMIN, kernel.CAP_SETPCAP))
         kernel.drop_bounding_set()
         kernel.set_capabilities((kernel.CAP_SYS_ADMIN,))
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a program cannot look into this process
@@ -276,13 +284,12 @@ def _write(path: str, text: str) -> None:
 
 
 def _become(user: int) -> None:
-    """Become this user, from root; capabilities stay."""
+    """Become this user, from root; capabilities can be taken up again."""
     kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
     kernel.prctl(kernel.PR_SET_KEEPCAPS, 0)
-    kernel.set_capabilities(range(40))
 
 
 def _build(packages: dict[str, str]) -> None:

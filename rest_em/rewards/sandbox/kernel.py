@@ -29,7 +29,7 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 SECCOMP_MODE_FILTER = 2
-CAP_SYS_ADMIN = 21
+CAP_SETPCAP, CAP_SYS_ADMIN = 8, 21
 """Source: linux/prctl.h, linux/seccomp.h, linux/capability.h."""
 
 _MACHINES: dict[str, tuple[int, int]] = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -218,11 +218,12 @@ queues that outlive a process, and memory that resource limits do not see."""
 class Filter:
     """A seccomp filter, ready to be set."""
 
-    def __init__(self, *, allows_processes: bool) -> None:
+    def __init__(self, *, allows_processes: bool, denied: Iterable[str] = DENIED) -> None:
         """Build it.
 
         Args:
             allows_processes: whether the program may fork and execute; threads it may start in any case.
+            denied: calls that fail with EPERM.
         """
         audit, column = _machine()
         code: list[tuple[int, int, int, int]] = [
@@ -239,7 +240,7 @@ class Filter:
             if found is not None:
                 code.extend([(_EQUAL, 0, 1, found), (_RETURN, 0, 0, _ERRNO | number)])
 
-        for name in DENIED:
+        for name in denied:
             refuse(name)
         refuse("clone3", errno.ENOSYS)  # its flags are out of a filter's sight; libc then takes clone
         if not allows_processes:

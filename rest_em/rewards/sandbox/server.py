@@ -16,9 +16,11 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 
@@ -29,6 +31,7 @@ FIRST_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.025
 """How often a program's processes are counted: what they use between two looks goes beyond a limit."""
 MAX_PACKET = 2**16
+_LOCKED = b"locked"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 _PROGRAMS = {
@@ -72,9 +75,12 @@ class Server:
             request = json.loads(packet)
             if "kind" not in request:
                 continue  # it was to end a program that has ended by itself
-            ending = self._run(request["kind"], Limits(**request["limits"]), descriptors)
-            if self._cell.has_namespaces:
+            try:
+                ending = self._run(request["kind"], Limits(**request["limits"]), descriptors)
                 self._cell.clean()
+            except OSError as error:
+                self._control.send(json.dumps({"error": str(error)}).encode())
+                return
             self._control.send(json.dumps(asdict(ending)).encode())
 
     def _run(self, kind: str, limits: Limits, descriptors: list[int]) -> Ending:
@@ -90,10 +96,10 @@ class Server:
         wall = time.monotonic() - started
         status, cpu = self._end_all(child)
         code = os.waitstatus_to_exitcode(status)
-        is_locked = bool(os.read(locked, 1)) or how != "ended"
+        told = os.read(locked, MAX_PACKET)
         os.close(locked)
-        if not is_locked:
-            raise OSError(f"a program's process could not be locked in: it ended with {code}")
+        if told != _LOCKED:
+            raise OSError(f"a program's process could not be locked in: {told.decode() or how}")
         if how == "ended":
             how = "exit" if code >= 0 else "cpu" if code == -signal.SIGXCPU else "signal"
         if how in ("exit", "signal") and cpu > limits.cpu_seconds:
@@ -106,7 +112,11 @@ class Server:
             os.setsid()
             os.chdir(self._cell.folder)
             self._cell.lock(limits)
-            os.write(locked, b"1")
+        except BaseException as error:  # noqa: BLE001
+            os.write(locked, f"{type(error).__name__}: {error}".encode())
+            os._exit(1)
+        try:
+            os.write(locked, _LOCKED)
             _PROGRAMS[kind](*_keep_only(descriptors))
         finally:
             os._exit(1)
@@ -196,24 +206,34 @@ def main() -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != options["parent"]:
         return
-    cell = Cell(folder=options["folder"])
+    cell = Cell()
     try:
         if not enter(cell, options["packages"]):
             return
+        if not cell.has_namespaces:
+            cell.folder = tempfile.mkdtemp(prefix="rest_em-")
         cell.make_ready()
+        cell.clean()
     except OSError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         return
     control.send(json.dumps({"missing": cell.missing, "has_namespaces": cell.has_namespaces}).encode())
     warm_up(options["packages"])
-    Server(control, cell).serve()
+    try:
+        Server(control, cell).serve()
+    finally:
+        if not cell.has_namespaces:
+            shutil.rmtree(cell.folder)
 
 
 def warm_up(packages: dict[str, str]) -> None:
     """Import what most programs import, so that no program pays for it."""
     import collections, functools, heapq, itertools, math, operator, random, re, string, typing  # noqa: E401, F401, I001
     import gc
+    import site
 
+    site.setquit()  # exit() and quit(), which an interpreter without site-packages lacks
+    site.sethelper()
     if packages:
         sys.path.append("/packages")
     gc.collect()
