@@ -1,18 +1,19 @@
-"""A problem's unit tests: the three formats as they are stored, and how the usual data sets' rows become them.
+"""A problem's unit tests: the three formats as they are stored, and how the usual data sets' rows become one.
 
-What a solution's program is compared with is read here, strictly: a problem without a single test, or with one
-that cannot be read, is unscorable and never correct. Judging is in `unit_tests`.
+What a solution's program is compared with is read here, strictly: a problem without a single test, or with
+one that cannot be read, is unscorable and never correct. Judging is in `unit_tests`.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import decimal
 import functools
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,16 +21,19 @@ from rest_em.errors import UnscorableError
 from rest_em.rewards.sandbox.values import CannotCrossError, encode
 
 COMPARISONS = ("exact", "lines", "tokens", "floats")
-"""How `stdin` output is compared: byte for byte; by lines, trailing blanks and empty last lines aside; by what
-stands between blanks; the same, and numbers with a fraction within 1e-6."""
+"""How `stdin` output is compared: byte for byte; by lines, trailing blanks and empty last lines aside; by
+what stands between blanks; the same, and numbers with a fraction within 1e-6."""
 
 
 MAX_BYTES = 2**24
 """Of one call's arguments, and of what is expected of it."""
 
+MAX_DIGITS = 200_000
+"""Of an integer in tests that are stored as a text."""
+
 Equality = Literal["strict", "lists", "python"]
-"""When a value is what is expected: equal in types too; the same but for tuples, which JSON writes as lists; as
-Python's == has it."""
+"""When a value is what is expected: equal in types too; the same but for tuples, which JSON writes as lists;
+as Python's == has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def parse_tests(reference: Any) -> Tests:
     """
     if isinstance(reference, str):
         try:
-            reference = json.loads(reference)
+            reference = json.loads(reference, parse_int=_whole)
         except ValueError as error:
             raise UnscorableError(f"the problem's tests are a text that is not JSON: {error}") from error
     if not isinstance(reference, Mapping):
@@ -103,7 +107,9 @@ def parse_tests(reference: Any) -> Tests:
             f"the problem's tests have the format {kind!r}; wanted function, stdin or assert"
         )
     parse, known = _PARSERS[kind]
-    unknown = [key for key in reference if key not in known | {"format", "prompt"} and reference[key] is not None]
+    unknown = [
+        key for key in reference if key not in known | {"format", "prompt"} and reference[key] is not None
+    ]
     if unknown:
         raise UnscorableError(
             f"the problem's tests have an unknown key {unknown[0]!r}; of format {kind} are "
@@ -137,10 +143,10 @@ def _case(args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> Case:
 def _stdin(reference: Mapping[str, Any]) -> StdinTests:
     cases = []
     for number, case in enumerate(_cases(reference), start=1):
-        both = case.get("stdin"), case.get("stdout")
-        if not all(isinstance(one, str) for one in both):
+        given, wanted = case.get("stdin"), case.get("stdout")
+        if not isinstance(given, str) or not isinstance(wanted, str):
             raise UnscorableError(f"case {number} of the problem's tests: stdin and stdout must be texts")
-        cases.append(both)
+        cases.append((given, wanted))
     compare = reference.get("compare") or "lines"
     if compare not in COMPARISONS:
         raise UnscorableError(f"the problem's tests compare by {compare!r}; wanted {', '.join(COMPARISONS)}")
@@ -222,7 +228,7 @@ def _literal_case(statement: ast.stmt, names: set[str]) -> list[Case]:
     raise ValueError(f"line {statement.lineno} is no assertion about one call")
 
 
-_PARSERS: dict[str, tuple[Any, frozenset[str]]] = {
+_PARSERS: dict[str, tuple[Callable[[Mapping[str, Any]], Tests], frozenset[str]]] = {
     "function": (_function, frozenset({"entry_point", "cases", "tuples_are_lists"})),
     "stdin": (_stdin, frozenset({"cases", "compare"})),
     "assert": (_assert, frozenset({"entry_point", "setup", "test", "shares_process"})),
@@ -303,8 +309,8 @@ def from_humaneval(row: Mapping[str, Any]) -> dict[str, Any]:
 def from_mbpp(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tests of a row of MBPP: `test_list`, and `test_setup_code` (`test_imports` when sanitized).
 
-    The entry point is the first function that the assertions call and the reference program, `code`, defines; else
-    the first that Python does not have.
+    The entry point is the first function that the assertions call and the reference program, `code`, defines;
+    else the first that Python does not have.
     """
     tests = list(row["test_list"])
     setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or ())
@@ -329,23 +335,36 @@ def from_apps(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     both = row["input_output"]
     try:
-        found = json.loads(both) if isinstance(both, str) and both.strip() else both or {}
+        found = json.loads(both, parse_int=_whole) if isinstance(both, str) and both.strip() else both or {}
     except ValueError as error:
         raise UnscorableError(f"the row's input_output is not JSON: {error}") from error
     inputs, outputs = found.get("inputs") or [], found.get("outputs") or []
     if not inputs or len(inputs) != len(outputs):
-        raise UnscorableError(f"the row has {len(inputs)} inputs and {len(outputs)} outputs; wanted as many, of at least 1")
+        raise UnscorableError(
+            f"the row has {len(inputs)} inputs and {len(outputs)} outputs; wanted as many, of at least 1"
+        )
     name = found.get("fn_name")
     if name is None:
         cases = [
-            {"stdin": _as_text(one), "stdout": _as_text(two)} for one, two in zip(inputs, outputs, strict=True)
+            {"stdin": _as_text(one), "stdout": _as_text(two)}
+            for one, two in zip(inputs, outputs, strict=True)
         ]
         return {"format": "stdin", "cases": cases, "compare": "floats"}
     calls = [
-        {"args": args, "expected": expected[0] if isinstance(expected, list) and len(expected) == 1 else expected}
+        {
+            "args": args,
+            "expected": expected[0] if isinstance(expected, list) and len(expected) == 1 else expected,
+        }
         for args, expected in zip(inputs, outputs, strict=True)
     ]
     return {"format": "function", "entry_point": name, "cases": calls, "tuples_are_lists": True}
+
+
+def _whole(digits: str) -> int:
+    """Read an integer; of APPS, some have more than the 4300 digits that Python reads."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer has more than {MAX_DIGITS:,} digits")
+    return int(digits) if len(digits) < 4300 else int(decimal.Decimal(digits))
 
 
 def _as_text(lines: Any) -> str:

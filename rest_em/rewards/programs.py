@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})(?P<info>[^\n`]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})(?P<info>[^\n`]*)$", re.MULTILINE)
 WAYS = ("block", "text", "completion")
 """What `reward.options.program` can name."""
 
@@ -12,8 +12,8 @@ WAYS = ("block", "text", "completion")
 def extract_program(text: str, way: str, *, prompt: str = "") -> str:
     """Return the program of a solution.
 
-    A byte-order mark at the begin goes, and CR LF becomes LF; NUL and half surrogates stay, and Python refuses
-    them when it compiles.
+    A byte-order mark at the begin goes, and CR LF becomes LF; NUL and half surrogates stay, and Python
+    refuses them when it compiles.
 
     >>> extract_program("Here it is:\\n```python\\nx = 1\\n```\\nDone.", "block")
     'x = 1\\n'
@@ -34,13 +34,23 @@ def extract_program(text: str, way: str, *, prompt: str = "") -> str:
 
 
 def _last_block(text: str) -> str | None:
-    """Return the content of the last fenced block that is closed. A fence closes with as many marks, and no more."""
+    """Return the content of the last fenced block that is closed, by a fence of no fewer marks."""
     last, opened = None, None
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
-        elif fence["mark"].startswith(opened["mark"]) and not fence["info"].strip():
-            last, opened = text[opened.end() + 1 : fence.start()], None
-        elif fence["info"].strip() and fence["mark"][0] == opened["mark"][0]:
-            opened = fence  # a block that is left open, and another one
+        elif fence["mark"].startswith(opened["mark"]):
+            if fence["info"].strip():  # a block that was left open, and another one
+                opened = fence
+            else:
+                last, opened = _unindented(text[opened.end() + 1 : fence.start()], opened["indent"]), None
     return last
+
+
+def _unindented(block: str, indent: str) -> str:
+    """Take a fence's own indentation, as of a list's item, off its block."""
+    return (
+        block
+        if not indent
+        else "".join(line.removeprefix(indent) for line in block.splitlines(keepends=True))
+    )

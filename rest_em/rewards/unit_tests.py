@@ -52,7 +52,7 @@ _LIMITS_MET = {"cpu": "CPU time", "wall": "wall time", "memory": "memory", "stop
 _KINDS = {"failed": "wrong answer", "value": "wrong answer"}
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     """The program is incorrect; the message says why."""
 
 
@@ -86,16 +86,17 @@ class UnitTests:
         """Start a sandbox, to see what isolation there is.
 
         Args:
-            cpu_seconds: what a program may use for all of its tests together; the limit on wall-clock time is a
-                second more.
+            cpu_seconds: what a program may use for all of its tests together; the limit on wall-clock time is
+                a second more.
             allow_weaker_isolation: run programs although the host refuses a layer of the isolation.
-            program: how the program is found in a solution: `block` (the last complete fenced block, the whole
-                text where there is none), `text`, or `completion` (of the tests' `prompt`, or the problem's).
+            program: how the program is found in a solution: `block` (the last complete fenced block, the
+                whole text where there is none), `text`, or `completion` (of the tests' `prompt`, or the
+                problem's).
             data_set: the problems' columns are those of `humaneval`, `mbpp` or `apps`; None: the reference is
                 the tests themselves.
             max_memory_bytes: of all of a program's processes together.
-            allow_same_process: judge tests that need more of the program than values in the program's process,
-                where a program can forge the verdict; such verdicts are labelled.
+            allow_same_process: judge tests that need more of the program than values in the program's
+                process, where a program can forge the verdict; such verdicts are labelled.
             packages: installed packages that programs may import beside Python's own.
 
         Raises:
@@ -146,8 +147,8 @@ class UnitTests:
         except _NeedsProgramError as error:
             if not self._allows_same_process:
                 raise UnscorableError(
-                    f"{error}, which cannot cross to them as data; reward.options.allow_same_process: true has "
-                    "them judged in the program's process, where a program can forge the verdict"
+                    f"{error}, which cannot cross to them as data; reward.options.allow_same_process: true "
+                    "has them judged in the program's process, where a program can forge the verdict"
                 ) from error
             return self._judge(program, tests, shares_process=True)
 
@@ -159,7 +160,8 @@ class UnitTests:
             return parse_tests(CONVERTERS[self._data_set](columns))
         except (KeyError, TypeError, AttributeError, SyntaxError) as error:
             raise UnscorableError(
-                f"this is no row of {self._data_set}: {type(error).__name__} {error} (reward.options.data_set)"
+                f"this is no row of {self._data_set} (reward.options.data_set): "
+                f"{type(error).__name__} {error}"
             ) from error
 
     def _judge(self, program: str, tests: Tests, *, shares_process: bool = False) -> Outcome:
@@ -184,7 +186,7 @@ class UnitTests:
             except _StarvedError:
                 with alone():
                     self._run(program, tests, wider, shares_process=shares_process)
-        except (_Refusal, _StarvedError) as refusal:
+        except (_RefusedError, _StarvedError) as refusal:
             return Outcome(0.0, f"{refusal}; {label}" if label else str(refusal))
         return Outcome(1.0, label)
 
@@ -192,7 +194,7 @@ class UnitTests:
         """Return if the program passes.
 
         Raises:
-            _Refusal: it does not.
+            _RefusedError: it does not.
             _StarvedError: it may not have had its time.
         """
         if isinstance(tests, FunctionTests):
@@ -208,10 +210,10 @@ class UnitTests:
         payload = {
             "source": program,
             "entry_point": tests.entry_point,
-            "calls": [case.call for case in tests.cases],
+            # What is much longer than what is expected is not equal to it, and is not read.
+            "calls": [(case.call, 8 * case.num_bytes + 4096) for case in tests.cases],
         }
-        # What is much longer than what is expected is not equal to it, and is not read.
-        room = sum(8 * case.num_bytes + 4096 for case in tests.cases) + 4096
+        room = sum(8 * case.num_bytes + 8192 for case in tests.cases) + 8192
         finished = self._sandbox("program").run("calls", payload, limits, max_results=room)
         num_cases = len(tests.cases)
         *lines, _ = finished.results.split(b"\n")
@@ -220,13 +222,13 @@ class UnitTests:
             value = _value(line, where)
             if not is_same(value, case.expected, tests.equality):
                 told = f"returned {_shown(value)}, wanted {_shown(case.expected)}"
-                raise _Refusal(f"wrong answer: {where}: {told}")
+                raise _RefusedError(f"wrong answer: {where}: {told}")
         if not finished.is_whole:
-            raise _Refusal("wrong answer: it returned far more than is expected")
+            raise _RefusedError("wrong answer: it returned far more than is expected")
         where = f"in case {min(len(lines) + 1, num_cases)} of {num_cases}"
         _refuse_limits(finished.ending, where)
         if len(lines) < num_cases:
-            raise _Refusal(f"exit: {_how_left(finished.ending)} {where}")
+            raise _RefusedError(f"exit: {_how_left(finished.ending)} {where}")
 
     def _run_scripts(self, program: str, tests: StdinTests, limits: Limits) -> None:
         left = limits
@@ -242,17 +244,23 @@ class UnitTests:
             ending = finished.ending
             _refuse_limits(ending, where)
             if ending.how == "signal" or ending.code:
-                raise _Refusal(f"{'exception' if ending.code == 1 else 'exit'}: {_how_left(ending)} {where}")
+                raise _RefusedError(
+                    f"{'exception' if ending.code == 1 else 'exit'}: {_how_left(ending)} {where}"
+                )
             printed = finished.results.decode("utf-8", "surrogateescape")
             if not _prints_the_same(printed, wanted, tests.compare):
-                raise _Refusal(f"wrong answer: {where}: printed {printed!r:.120}, wanted {wanted!r:.120}")
+                raise _RefusedError(
+                    f"wrong answer: {where}: printed {printed!r:.120}, wanted {wanted!r:.120}"
+                )
             left = replace(
                 left,
                 cpu_seconds=left.cpu_seconds - ending.cpu_seconds,
                 wall_seconds=left.wall_seconds - ending.wall_seconds,
             )
             if min(left.cpu_seconds, left.wall_seconds) <= 0 and number < len(tests.cases):
-                raise _Refusal(f"CPU time: nothing of it is left after case {number} of {len(tests.cases)}")
+                raise _RefusedError(
+                    f"CPU time: nothing of it is left after case {number} of {len(tests.cases)}"
+                )
 
     def _run_apart(self, program: str, tests: AssertTests, limits: Limits) -> None:
         """Run the program in one sandbox and its test in another, a socket of data between them."""
@@ -279,11 +287,11 @@ class UnitTests:
         if kind == "gone" or not kind:
             _refuse_limits(ending, "in a call")
         if kind == "gone":
-            raise _Refusal(f"exit: {_how_left(ending)} before it had answered")
+            raise _RefusedError(f"exit: {_how_left(ending)} before it had answered")
         if not kind:
             _refuse_limits(tested.ending, "in the test, on what the program returned")
             raise UnscorableError(f"the test gave no verdict: it {_how_left(tested.ending)}")
-        raise _Refusal(f"{_KINDS.get(kind, kind)}: {told}")
+        raise _RefusedError(f"{_KINDS.get(kind, kind)}: {told}")
 
     def _run_together(self, program: str, tests: AssertTests, limits: Limits) -> None:
         """Run the program and then its test in one process, which proves its end by a word it was given."""
@@ -299,7 +307,9 @@ class UnitTests:
             return
         if kind == "broken":
             raise UnscorableError(told)
-        raise _Refusal(f"{_KINDS.get(kind, kind)}: {told}" if kind else f"exit: {_how_left(finished.ending)}")
+        raise _RefusedError(
+            f"{_KINDS.get(kind, kind)}: {told}" if kind else f"exit: {_how_left(finished.ending)}"
+        )
 
     def _sandbox(self, name: str) -> Sandbox:
         """Return a sandbox, started when it is first wanted.
@@ -331,7 +341,7 @@ def _refuse_limits(ending: Ending, where: str) -> None:
     """Refuse a program that met a limit.
 
     Raises:
-        _Refusal: it did.
+        _RefusedError: it did.
         _StarvedError: it met that on wall-clock time, and was kept from the processors meanwhile.
     """
     if ending.how not in _LIMITS_MET:
@@ -340,7 +350,7 @@ def _refuse_limits(ending: Ending, where: str) -> None:
     message = f"{_LIMITS_MET[ending.how]}: stopped {where}, after {used}"
     if ending.how == "wall" and ending.waited_seconds > STARVED * ending.wall_seconds:
         raise _StarvedError(message)
-    raise _Refusal(message)
+    raise _RefusedError(message)
 
 
 def _how_left(ending: Ending) -> str:
@@ -362,16 +372,16 @@ def _value(line: bytes, where: str) -> Any:
     """Return the value of a reply to a call.
 
     Raises:
-        _Refusal: the program did not return one.
+        _RefusedError: the program did not return one.
     """
     try:
         reply = decode_reply(line)
     except CannotCrossError as error:
-        raise _Refusal(f"wrong answer: {where}: {error}") from error
+        raise _RefusedError(f"wrong answer: {where}: {error}") from error
     if "value" in reply:
         return reply["value"]
     kind = reply.get("error", "value")
-    raise _Refusal(f"{_KINDS.get(kind, kind)}: {where}: {reply.get('message', 'no reply')}")
+    raise _RefusedError(f"{_KINDS.get(kind, kind)}: {where}: {reply.get('message', 'no reply')}")
 
 
 def _shown(value: Any) -> str:
@@ -425,7 +435,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _is_near(printed: str, wanted: str) -> bool:
-    """Say whether a number that was printed is that which is wanted, a number with a fraction, within 1e-6."""
+    """Say whether a number that is printed is the wanted one, which has a fraction, within 1e-6."""
     if not ({".", "e", "E"} & set(wanted)):
         return False
     try:
@@ -456,8 +466,12 @@ def _find_packages(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         spec = importlib.util.find_spec(name)
         if spec is None or not (spec.submodule_search_locations or spec.origin):
-            raise RewardError(f"reward.options.packages: there is no package {name!r}; install it, or take it out")
-        path = Path(spec.submodule_search_locations[0] if spec.submodule_search_locations else str(spec.origin))
+            raise RewardError(
+                f"reward.options.packages: there is no package {name!r}; install it, or take it out"
+            )
+        path = Path(
+            spec.submodule_search_locations[0] if spec.submodule_search_locations else str(spec.origin)
+        )
         for each in (path, path.with_name(f"{name}.libs")):  # where wheels put the libraries they bring
             if each.exists():
                 found[each.name] = str(each)

@@ -1,7 +1,7 @@
 """What a program's process runs: the program itself, and the answers to the calls of its entry point.
 
-Everything here shares a process with a program that may try to deceive. Nothing it says is believed: it can only
-send data, through `values`, which those who judge compare on their side.
+Everything here shares a process with a program that may try to deceive. Nothing it says is believed: it can
+only send data, through `values`, which those who judge compare on their side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 import sys
 import threading
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
 
@@ -26,23 +26,23 @@ MAX_REPLY_BYTES = 2**24
 _HEADER = struct.Struct(">I")
 
 
-def answer_calls(payload: int, results: int) -> None:
+def answer_calls(payload: int, results: int) -> NoReturn:
     """Call the entry point for each case and write one line a call: what came of it.
 
     Args:
-        payload: {"source", "entry_point", "calls": [[args, kwargs], ...]}, the calls encoded.
+        payload: {"source", "entry_point", "calls": [[call, max_bytes], ...]}: (args, kwargs) encoded, and how
+            large an encoded value can be that is not told to be too large.
         results: where the lines go.
     """
     request = _read(payload)
     entry = _load(request, lambda reply: _write(results, reply + b"\n"))
     if entry is not None:
-        for call in request["calls"]:
-            positional, keywords = decode(call.encode())
-            _write(results, _reply(entry, positional, keywords) + b"\n")
+        for call, max_bytes in request["calls"]:
+            _write(results, _reply(entry, call.encode(), max_bytes) + b"\n")
     os._exit(0)
 
 
-def serve_calls(payload: int, channel: int) -> None:
+def serve_calls(payload: int, channel: int) -> NoReturn:
     """Answer the calls that come over a socket, until it ends.
 
     Args:
@@ -55,12 +55,11 @@ def serve_calls(payload: int, channel: int) -> None:
     if entry is not None:
         send(stream, b'{"ready":true}')
         while (asked := receive(stream)) is not None:
-            positional, keywords = decode(asked)
-            send(stream, _reply(entry, positional, keywords))
+            send(stream, _reply(entry, asked, MAX_REPLY_BYTES))
     os._exit(0)
 
 
-def run_script(payload: int, standard_input: int, standard_output: int) -> None:
+def run_script(payload: int, standard_input: int, standard_output: int) -> NoReturn:
     """Run a program as Python runs a script.
 
     Args:
@@ -72,8 +71,9 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> None:
     os.dup2(standard_input, 0)
     os.dup2(standard_output, 1)
     os.closerange(3, 256)
-    sys.stdin = sys.__stdin__ = _text(0, "r")
-    sys.stdout = sys.__stdout__ = printed = _text(1, "w")
+    printed = _text(1, "w")
+    for name, file in (("stdin", _text(0, "r")), ("stdout", printed)):
+        vars(sys)[name] = vars(sys)[f"__{name}__"] = file
     module = new_module("__main__")
     code = 1
     try:
@@ -81,15 +81,15 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> None:
         code = 0
     except SystemExit as left:
         code = _exit_code(left.code)
-    except BaseException:  # noqa: BLE001
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     # What Python does at its end, but for tearing itself down.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
-        for file in (sys.stdout, printed):
-            if not file.closed:
-                file.flush()
+        for each in (sys.stdout, printed):
+            if not each.closed:
+                each.flush()
         vars(module).clear()  # files that it left open are written out
         gc.collect()
     except (OSError, ValueError, AttributeError):
@@ -112,7 +112,7 @@ def _exit_code(code: object) -> int:
 
 def _text(descriptor: int, mode: str) -> io.TextIOWrapper:
     file = open(descriptor, f"{mode}b", closefd=False)  # noqa: SIM115
-    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")
 
 
 def new_module(name: str) -> ModuleType:
@@ -125,7 +125,7 @@ def new_module(name: str) -> ModuleType:
 
 
 def _load(request: dict[str, Any], tell: Any) -> Any:
-    """Run the program's text, as an import would, and return its entry point; None, and tell why, without one."""
+    """Run the program's text, as an import would, and return its entry point; without one tell why."""
     module = new_module("solution")
     try:
         exec(_compiled(request["source"]), vars(module))
@@ -133,7 +133,7 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
         if _exit_code(left.code):
             tell(_error("exit", f"exit status {_exit_code(left.code)} while it was loaded"))
             return None
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         tell(_error(_kind_of(error), f"loading it raised {describe(error)}"))
         return None
     name = request["entry_point"]
@@ -141,7 +141,7 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
     try:
         if entry is None and hasattr(vars(module).get("Solution"), name):
             entry = getattr(vars(module)["Solution"](), name)  # as some sites want it
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         tell(_error(_kind_of(error), f"Solution() raised {describe(error)}"))
         return None
     if not callable(entry):
@@ -151,15 +151,16 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
     return entry
 
 
-def _reply(entry: Any, positional: Any, keywords: Any) -> bytes:
+def _reply(entry: Any, call: bytes, max_bytes: int) -> bytes:
+    positional, keywords = decode(call)
     try:
         value = entry(*positional, **keywords)
-        return b'{"value":' + encode(value, max_bytes=MAX_REPLY_BYTES) + b"}"
+        return b'{"value":' + encode(value, max_bytes=max_bytes) + b"}"
     except CannotCrossError as error:
         return _error("value", f"it returned what is {error}")
     except SystemExit as left:
         return _error("exit", f"exit status {_exit_code(left.code)} in a call")
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         return _error(_kind_of(error), describe(error), builtin_name(error))
 
 
@@ -175,7 +176,7 @@ def describe(error: BaseException) -> str:
     """Return an error's type and the begin of its message, whatever its own methods do."""
     try:
         message = str(error)[:300]
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         message = "(its message could not be made)"
     return f"{type(error).__name__[:80]}: {message}" if message else type(error).__name__[:80]
 

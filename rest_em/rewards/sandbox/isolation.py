@@ -3,14 +3,13 @@
     user, PID, mount, network, IPC and UTS namespaces     `enter`: once, by the server
     limits, no capabilities, no_new_privs, Landlock, seccomp     `Cell.lock`: by each program's process
 
-Nothing is downgraded in silence: a layer that the host refuses is named in `Cell.missing` with its reason, and
-whether to go on is the user's decision. What the server does behind the layers is in `server`.
+Nothing is downgraded in silence: a layer that the host refuses is named in `Cell.missing` with its reason,
+and whether to go on is the user's decision. What the server does behind the layers is in `server`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import resource
 import shutil
@@ -18,6 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rest_em.rewards.sandbox import kernel
 
@@ -100,7 +100,7 @@ class Cell:
 
     def lock(self, limits: Limits) -> None:
         """Give up everything that this process, a program's, does not need; there is no way back."""
-        used = int(_read("/proc/self/statm").split()[0]) * resource.getpagesize()
+        used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, used + limits.memory_bytes)
         _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)  # of one process; the server counts them all
         if not self.has_namespaces and os.geteuid() == 0:
@@ -127,7 +127,7 @@ class Cell:
         """Empty what the last program wrote to; nothing is done where nothing was written."""
         if not self.has_namespaces:
             shutil.rmtree(self.folder)  # follows no link
-            os.mkdir(self.folder, 0o700)
+            Path(self.folder).mkdir(0o700)
             if os.geteuid() == 0:
                 os.chown(self.folder, NOBODY, NOBODY)
             self._rule()
@@ -142,7 +142,7 @@ class Cell:
 
 def _touched(path: str) -> tuple[int, int]:
     """Return what changes with any change in the folder itself, its rights among them."""
-    found = os.stat(path)
+    found = Path(path).stat()
     return found.st_ino, found.st_ctime_ns
 
 
@@ -267,7 +267,8 @@ def _mapped_by_helper() -> Iterator[None]:
         raise OSError("the users of the new namespace could not be mapped")
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """Return the begin of a file of /proc."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, 4096)
@@ -297,33 +298,32 @@ def _build(packages: dict[str, str]) -> None:
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     plain = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount("tmpfs", "/tmp", "tmpfs", plain, "mode=755,size=1m")
-    os.mkdir(f"/tmp{_OLD}")
+    Path(f"/tmp{_OLD}").mkdir()
     kernel.pivot_root("/tmp", f"/tmp{_OLD}")
     os.chdir("/")
     for path in ("/proc", "/tmp", "/dev/shm", "/etc", PACKAGES):
-        os.makedirs(path, mode=0o755, exist_ok=True)
+        Path(path).mkdir(0o755, parents=True, exist_ok=True)
     for path in (*LIBRARIES, *FILES, sys.base_prefix):
         if os.path.lexists(_OLD + path) and not os.path.lexists(path):
             _show(path)
     for folder in {*LIBRARIES, f"{sys.base_prefix}/lib"}:
-        for packages_folder in glob.glob(f"{folder}/python3*/*-packages"):
-            if not os.path.islink(packages_folder):
-                kernel.mount("tmpfs", packages_folder, "tmpfs", plain | kernel.MS_RDONLY, "mode=755,size=4k")
+        for hidden in Path(folder).glob("python3*/*-packages"):
+            if not hidden.is_symlink():
+                kernel.mount("tmpfs", str(hidden), "tmpfs", plain | kernel.MS_RDONLY, "mode=755,size=4k")
     for name, path in packages.items():
         _show(path, f"{PACKAGES}/{name}")
     for path in DEVICES:
         _show(path, attributes=kernel.MOUNT_ATTR_NOSUID)
     for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
-        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
-    for name, text in {"passwd": f"program:x:{INSIDE}:{INSIDE}::/tmp:/none", "group": f"program:x:{INSIDE}:"}.items():
-        with open(f"/etc/{name}", "w") as file:
-            file.write(f"{text}\n")
+        Path(f"/dev/{name}").symlink_to(f"/proc/self/fd{target}")
+    Path("/etc/passwd").write_text(f"program:x:{INSIDE}:{INSIDE}::/tmp:/none\n")
+    Path("/etc/group").write_text(f"program:x:{INSIDE}:\n")
     try:
         kernel.mount("proc", "/proc", "proc", plain | kernel.MS_NOEXEC)
     except OSError as error:
         raise OSError(f"{error}: the host hides parts of its own /proc, as plain containers do") from error
     kernel.detach(_OLD)
-    os.rmdir(_OLD)
+    Path(_OLD).rmdir()
     kernel.set_mount_attributes("/", _READ_ONLY, is_recursive=False)
 
 
@@ -332,14 +332,14 @@ _READ_ONLY = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_
 
 def _show(path: str, inside: str | None = None, attributes: int = _READ_ONLY) -> None:
     """Show a file or folder of the old root in the new one, or a link where it is one."""
-    inside = inside or path
-    os.makedirs(os.path.dirname(inside), mode=0o755, exist_ok=True)
-    if os.path.islink(_OLD + path):
-        os.symlink(os.readlink(_OLD + path), inside)
+    source, target = Path(_OLD + path), Path(inside or path)
+    target.parent.mkdir(0o755, parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
         return
-    if os.path.isdir(_OLD + path):
-        os.makedirs(inside, mode=0o755, exist_ok=True)
+    if source.is_dir():
+        target.mkdir(0o755, exist_ok=True)
     else:
-        os.close(os.open(inside, os.O_CREAT | os.O_WRONLY, 0o644))
-    kernel.mount(_OLD + path, inside, None, kernel.MS_BIND | kernel.MS_REC)
-    kernel.set_mount_attributes(inside, attributes)
+        target.touch(0o644)
+    kernel.mount(str(source), str(target), None, kernel.MS_BIND | kernel.MS_REC)
+    kernel.set_mount_attributes(str(target), attributes)

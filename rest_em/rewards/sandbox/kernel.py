@@ -165,9 +165,7 @@ def set_mount_attributes(target: str, attributes: int, *, is_recursive: bool = T
     """Set attributes of a mount, and of all below it; Linux 5.12."""
     value = ctypes.create_string_buffer(struct.pack("=QQQQ", attributes, 0, 0, 0), 32)
     flags = AT_RECURSIVE if is_recursive else 0
-    syscall(
-        "mount_setattr", AT_FDCWD, os.fsencode(target), ctypes.c_uint(flags), value, ctypes.c_size_t(32)
-    )
+    syscall("mount_setattr", AT_FDCWD, os.fsencode(target), ctypes.c_uint(flags), value, ctypes.c_size_t(32))
 
 
 def drop_bounding_set() -> None:

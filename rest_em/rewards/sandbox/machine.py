@@ -1,8 +1,8 @@
 """Programs beside one another, or alone on the machine as far as rest_em goes.
 
-Two files of this package are locks: whoever runs a program holds `room` together with others; who must be alone
-waits at `door`, which nobody passes meanwhile, until the room is empty. The kernel lets go of what a killed
-process held.
+Two files of this package are locks: whoever runs a program holds `room` together with others; who must be
+alone waits at `door`, which nobody passes meanwhile, until the room is empty. The kernel lets go of what a
+killed process held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The sandbox's server: the first process inside, warm, that forks one process a program and cleans up after it.
+"""The sandbox's server: the first process inside, warm, that forks a process a program and cleans up.
 
-It reads nothing that a program wrote, and nothing of a program: a request is a few numbers and descriptors, of
-which the program's process alone reads what they lead to. So a program finds nothing of the one before it.
+It reads nothing that a program wrote, and nothing of a program: a request is a few numbers and descriptors,
+and the program's process alone reads what they lead to. So a program finds nothing of the one before it.
 
     client -> server   one packet: {"kind", "limits"} and descriptors: the payload, then the kind's own
     server -> client   one packet: how it ended and what it used; the first one of all: the layers
@@ -22,10 +22,12 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NoReturn
 
 from rest_em.rewards.sandbox import candidate, kernel, tester
-from rest_em.rewards.sandbox.isolation import Cell, Limits, enter
+from rest_em.rewards.sandbox.isolation import Cell, Limits, enter, read_file
 
 FIRST_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.025
@@ -34,7 +36,7 @@ MAX_PACKET = 2**16
 _LOCKED = b"locked"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
-_PROGRAMS = {
+_PROGRAMS: dict[str, Callable[..., NoReturn]] = {
     "calls": candidate.answer_calls,
     "serve": candidate.serve_calls,
     "script": candidate.run_script,
@@ -55,7 +57,7 @@ class Ending:
     """Of all its processes."""
     wall_seconds: float
     waited_seconds: float
-    """How long its first thread was ready to run and did not: what a wall clock counts against the machine."""
+    """How long its first thread was ready to run and did not, for the machine was busy."""
 
 
 class Server:
@@ -106,13 +108,13 @@ class Server:
             how = "cpu"
         return Ending(how, abs(code), cpu, wall, waited)
 
-    def _become_program(self, kind: str, limits: Limits, descriptors: list[int], locked: int) -> None:
+    def _become_program(self, kind: str, limits: Limits, descriptors: list[int], locked: int) -> NoReturn:
         """Never returns: lock this process in, say so, and be the program."""
         try:
             os.setsid()
             os.chdir(self._cell.folder)
             self._cell.lock(limits)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             os.write(locked, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         try:
@@ -148,15 +150,14 @@ class Server:
             os.close(descriptor)
 
     def _use(self, child: int) -> tuple[float, int]:
-        """Return the processor seconds and resident bytes of a program's processes, the ended ones among them."""
+        """Return the processor seconds and resident bytes of a program's processes, ended ones among them."""
         cpu = memory = 0
-        processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"] if (
-            self._cell.has_namespaces
-        ) else [str(child)]
+        processes = [str(child)]
+        if self._cell.has_namespaces:
+            processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]  # noqa: PTH208
         for process in processes:
             with contextlib.suppress(OSError):
-                with open(f"/proc/{process}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
+                fields = read_file(f"/proc/{process}/stat").rpartition(b")")[2].split()
                 cpu += sum(int(one) for one in fields[11:15])
                 memory += int(fields[21])
         return cpu / _TICKS, memory * _PAGE
@@ -181,10 +182,9 @@ class Server:
 
 
 def _waited_seconds(child: int) -> float:
-    """Return how long a process's first thread has waited for a processor; 0.0 where the kernel does not tell."""
+    """Return how long a process's first thread has waited for a processor; 0.0 where that is not told."""
     try:
-        with open(f"/proc/{child}/schedstat", "rb") as file:
-            return int(file.read().split()[1]) / 1e9
+        return int(read_file(f"/proc/{child}/schedstat").split()[1]) / 1e9
     except (OSError, IndexError):
         return 0.0
 

@@ -11,7 +11,7 @@ import builtins
 import json
 import os
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
 from rest_em.rewards.sandbox.candidate import MAX_REPLY_BYTES, describe, new_module, receive, send
 from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
@@ -92,7 +92,7 @@ def decode_reply(message: bytes) -> dict[str, Any]:
     raise CannotCrossError("no reply")
 
 
-def run_test(payload: int, channel: int, results: int) -> None:
+def run_test(payload: int, channel: int, results: int) -> NoReturn:
     """Run a test and write the verdict: [kind, message].
 
     The kind is `passed`, `failed` (the test says so), `exception` (the program raised what the test does not
@@ -112,7 +112,7 @@ def run_test(payload: int, channel: int, results: int) -> None:
     os._exit(0)
 
 
-def run_together(payload: int, results: int) -> None:
+def run_together(payload: int, results: int) -> NoReturn:
     """Run a program and then its test, in one process and one namespace: the weaker mode.
 
     What proves that the test ended well is a word that the payload brings; a program that looks for it can
@@ -136,7 +136,7 @@ def run_together(payload: int, results: int) -> None:
                 exec(code, vars(module))
         except AssertionError as error:
             kind, message = "failed", describe(error)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             kind, message = "exception", describe(error)
         if message:
             break
@@ -148,9 +148,7 @@ def _verdict(request: dict[str, str], proxy: _Proxy) -> tuple[str, str]:
     name = request["entry_point"]
     module = new_module("test")
     try:
-        codes = [
-            compile(request[part], f"<{part}>", "exec", dont_inherit=True) for part in ("setup", "test")
-        ]
+        codes = [compile(request[part], f"<{part}>", "exec", dont_inherit=True) for part in ("setup", "test")]
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return "broken", f"the test cannot be compiled: {describe(error)}"
     try:
@@ -162,14 +160,15 @@ def _verdict(request: dict[str, str], proxy: _Proxy) -> tuple[str, str]:
             vars(module)["check"](proxy)
     except _ProgramFailedError as error:
         return error.kind, str(error)
-    except AssertionError as error:
-        return "failed", describe(error) if proxy.raised is not error else "the program raised AssertionError"
-    except (NameError, ImportError, SyntaxError) as error:
-        if proxy.raised is not error:
-            return "broken", f"the test raised {describe(error)}"
-        return "exception", describe(error)
-    except BaseException as error:  # noqa: BLE001
-        return ("exception" if proxy.raised is error else "failed"), describe(error)
+    except BaseException as error:
+        return _kind_of(error, is_programs=proxy.raised is error), describe(error)
     if not proxy.num_calls:
         return "untested", f"the test ended without a call of {name}"
     return "passed", ""
+
+
+def _kind_of(error: BaseException, *, is_programs: bool) -> str:
+    """Return what a test's end says of the program, or of the test where a name in it is not there."""
+    if is_programs:
+        return "exception"
+    return "broken" if isinstance(error, NameError | ImportError | SyntaxError) else "failed"
