@@ -19,6 +19,8 @@ from rest_em.rewards.sandbox.server import MAX_PACKET, Ending
 
 START_SECONDS = 60.0
 """How long a server may take to put up its layers."""
+CLOSE_SECONDS = 5.0
+"""How long a server may take to leave before it is killed."""
 SLACK_SECONDS = 30.0
 """How long beyond a program's wall-clock limit its end may take to be told, on a machine that is busy."""
 PIPE_BYTES = 2**18
@@ -100,9 +102,12 @@ class Sandbox:
 
     def close(self) -> None:
         """End the server and all that it runs."""
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
+        self._control.close()  # at which the server leaves, in good order
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def start(self, kind: str, payload: Any, descriptors: Sequence[int], limits: Limits) -> None:
         """Start a program; `finish` must follow.

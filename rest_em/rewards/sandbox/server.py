@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rest_em.rewards.sandbox import candidate, kernel, tester
 from rest_em.rewards.sandbox.isolation import Cell, Limits, enter, read_file
@@ -81,9 +81,13 @@ class Server:
                 ending = self._run(request["kind"], Limits(**request["limits"]), descriptors)
                 self._cell.clean()
             except OSError as error:
-                self._control.send(json.dumps({"error": str(error)}).encode())
+                self._tell({"error": str(error)})
                 return
-            self._control.send(json.dumps(asdict(ending)).encode())
+            self._tell(asdict(ending))
+
+    def _tell(self, value: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the client may be gone, which the next packet shows
+            self._control.send(json.dumps(value).encode())
 
     def _run(self, kind: str, limits: Limits, descriptors: list[int]) -> Ending:
         started = time.monotonic()
