@@ -401,6 +401,9 @@ def score(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")
     ] = False,
+    retry_unscorable: Annotated[
+        bool, typer.Option("--retry-unscorable", help="Judge again what could not be judged.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
 ) -> None:
     """Judge stored solutions with any reward, or go on where that was interrupted.
@@ -425,7 +428,9 @@ def score(
     section = load_reward_section(reward, overrides or [], given)
     files = ScoreFiles(problems, solutions, output, reference_column(section, reference))
     with interruptible():
-        tally = judge_stored(files, section, Progress(), is_overwriting=overwrite)
+        tally = judge_stored(
+            files, section, Progress(), is_overwriting=overwrite, is_retrying=retry_unscorable
+        )
     summary = summarize_score(tally, reward, ks)
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))

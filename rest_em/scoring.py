@@ -39,6 +39,8 @@ MAX_IN_FLIGHT = 4096
 """Solutions that are read and whose verdicts are not written yet: the most that a kill loses."""
 MAX_IN_FLIGHT_BYTES = 2**25
 """Of their lines and their problems' lines; one is always let through."""
+UNSCORABLE = b'"verdict": "unscorable"'
+"""In a line of the output; inside a text the quotes would have backslashes."""
 WAIT_SECONDS = 0.5
 MAX_MESSAGE = 500
 """Characters of what is told of a bad line."""
@@ -59,6 +61,11 @@ class ScoreFiles:
     reference: str
     """The problems' column that the reward checks against."""
 
+    @property
+    def earlier(self) -> Path:
+        """The verdicts of before, while those that were unscorable are judged again."""
+        return Path(f"{self.output}.earlier")
+
 
 def reference_column(section: RewardSection, column: str | None) -> str:
     """Return the problems' column that a reward checks against; `column` is what the user says."""
@@ -66,12 +73,18 @@ def reference_column(section: RewardSection, column: str | None) -> str:
 
 
 def score(
-    files: ScoreFiles, section: RewardSection, progress: Progress, *, is_overwriting: bool = False
+    files: ScoreFiles,
+    section: RewardSection,
+    progress: Progress,
+    *,
+    is_overwriting: bool = False,
+    is_retrying: bool = False,
 ) -> Tally:
     """Judge what is not judged yet; return the verdicts on all.
 
     Args:
         is_overwriting: begin anew, whatever the output holds.
+        is_retrying: judge again what could not be judged.
 
     Raises:
         ScoringError: a file cannot be used, or the output holds verdicts on something else.
@@ -93,6 +106,8 @@ def score(
         }
         problems = read_problems(files.problems, files.reference)
         output = stack.enter_context(_open_output(files, inputs, is_overwriting=is_overwriting))
+        if is_retrying:
+            output = stack.enter_context(_set_aside(files, output))
         for text in problems.bad_lines:
             progress.say(text[:MAX_MESSAGE])
         scoring = _Scoring(files, problems, graders, output, progress)
@@ -106,7 +121,8 @@ def score(
             raise ScoringError(
                 f"{files.problems} or {files.solutions} has changed while it was read; {ADVICE}"
             )
-        if not scoring.num_judged:
+        files.earlier.unlink(missing_ok=True)
+        if not scoring.num_new:
             progress.say(f"{shown_path(files.output)}: finished already, nothing to judge")
     return scoring.tally
 
@@ -172,17 +188,31 @@ def _open_output(
             fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ScoringError(f"--output {path}: another command is writing it; wait for it") from error
-        if not is_overwriting and path.stat().st_size:
+        if not is_overwriting and (path.stat().st_size or files.earlier.exists()):
             _refuse_other_inputs(files, _read_state(state), inputs)
             _cut_torn_line(output)
         else:
             output.truncate(0)
+            files.earlier.unlink(missing_ok=True)
             state.truncate(0)
             json.dump(inputs, state, indent=2)
             state.flush()
             os.fsync(state.fileno())
         yield output
         os.fsync(output.fileno())
+
+
+@contextmanager
+def _set_aside(files: ScoreFiles, output: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Give an empty output where there are unscorable verdicts, keeping all beside it; else the same."""
+    with files.output.open("rb") as lines:
+        has_unscorable = any(UNSCORABLE in line for line in lines)
+    if files.earlier.exists() or not has_unscorable:
+        yield output
+        return
+    files.output.rename(files.earlier)
+    with files.output.open("ab+", buffering=0) as anew:
+        yield anew
 
 
 def _read_state(state: IO[str]) -> Mapping[str, Any] | None:
@@ -250,8 +280,8 @@ class _Scoring:
         self.tally.num_bad_lines = len(problems.bad_lines)
         self.num_written = 0
         """Verdicts in the output."""
-        self.num_judged = 0
-        """Of these, by this command."""
+        self.num_new = 0
+        """Of these, written by this command."""
         self._files, self._problems, self._graders = files, problems, graders
         self._output, self._progress = output, progress
         self._open: dict[int, StoredSolution] = {}
@@ -261,33 +291,35 @@ class _Scoring:
         self._num_bytes = 0
 
     def work_through(self) -> None:
-        """Judge every line that has no verdict in the output."""
-        there = self._verdicts_there()
+        """Judge every line that has no verdict yet."""
+        there, earlier = _lines_of(self._files.output), _lines_of(self._files.earlier)
         for line in read_solutions(self._files.solutions, self._problems):
             if isinstance(line, BadLine):
                 self.tally.num_bad_lines += 1
                 self._progress.say(line.text[:MAX_MESSAGE])
-            elif (row := next(there, None)) is not None:
-                self._take_written(row, line)
+                continue
+            written, before = next(there, None), next(earlier, None)
+            if written is not None:
+                self._count(self._read(written, line))
+                self._progress.advance_to(line.line)
+            elif before is not None and UNSCORABLE not in before:
+                self._admit(line)
+                self._rows[id(line.solution)] = self._read(before, line)
             else:
-                self._submit(line)
+                self._admit(line)
+                problem = self._problems.by_id[line.solution.problem_id].problem
+                self._graders.submit(problem, line.solution)
         if next(there, None) is not None:
             raise self._strange(self.num_written + 1, "there is no solution left for it")
         while self._open:
             self._collect()
 
-    def _verdicts_there(self) -> Iterator[bytes]:
-        with self._files.output.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size  # what is written meanwhile is not for us
-            while file.tell() < size:
-                yield file.readline()
-
-    def _take_written(self, line: bytes, stored: StoredSolution) -> None:
-        """Count a verdict of an earlier command."""
-        solution, number = stored.solution, self.num_written + 1
+    def _read(self, line: bytes, stored: StoredSolution) -> dict[str, Any]:
+        """Return the verdict on a solution that an earlier command wrote."""
+        solution, number = stored.solution, self.num_written + len(self._open) + 1
         try:
-            row = json.loads(line)
-            verdict, answer, reason = Verdict(row["verdict"]), row["answer"], row["reason"]
+            row: dict[str, Any] = json.loads(line)
+            Verdict(row["verdict"])
             identity = (row["problem_id"], row["index"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._strange(number, "this is no verdict of rest_em score") from error
@@ -296,17 +328,17 @@ class _Scoring:
             raise self._strange(
                 number, f"it is on {identity[0]!r}, {identity[1]}, and the solution is {wanted}"
             )
-        self._count(solution.problem_id, verdict, answer, reason)
-        self._progress.advance_to(stored.line)
+        return row
 
     def _strange(self, number: int, what: str) -> ScoringError:
         return ScoringError(f"{shown_path(self._files.output)}:{number}: {what}; {ADVICE}")
 
-    def _count(self, problem_id: str, verdict: Verdict, answer: str | None, reason: str) -> None:
-        self.tally.add(problem_id, verdict, answer, reason)
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self.tally.add(row["problem_id"], Verdict(row["verdict"]), row["answer"], row["reason"])
         self.num_written += 1
 
-    def _submit(self, stored: StoredSolution) -> None:
+    def _admit(self, stored: StoredSolution) -> None:
+        """Let a solution in once there is room for it."""
         weight = self._weight(stored)
         while self._open and (
             len(self._open) >= MAX_IN_FLIGHT or self._num_bytes + weight > MAX_IN_FLIGHT_BYTES
@@ -314,7 +346,6 @@ class _Scoring:
             self._collect()
         self._open[id(stored.solution)] = stored
         self._num_bytes += weight
-        self._graders.submit(self._problems.by_id[stored.solution.problem_id].problem, stored.solution)
 
     def _weight(self, stored: StoredSolution) -> int:
         return stored.num_bytes + self._problems.by_id[stored.solution.problem_id].num_bytes
@@ -335,10 +366,20 @@ class _Scoring:
         for stored, row in zip(ready, rows, strict=True):
             del self._open[id(stored.solution)]
             self._num_bytes -= self._weight(stored)
-            self._count(row["problem_id"], Verdict(row["verdict"]), row["answer"], row["reason"])
-        self.num_judged += len(rows)
+            self._count(row)
+        self.num_new += len(rows)
         unscorable = self.tally.num_unscorable
         self._progress.advance_to(ready[-1].line, f"{unscorable:,} unscorable" if unscorable else "")
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines that a file has now; what is written meanwhile is not among them."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while file.tell() < size:
+            yield file.readline()
 
 
 def _row(graded: GradedSolution, seconds: float) -> dict[str, Any]:
