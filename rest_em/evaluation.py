@@ -167,6 +167,9 @@ def majority_at_k(classes: Sequence[VoteClass], num_abstaining: int, k: int) -> 
         raise ValueError(f"maj@{k} of {num_samples} samples is not defined")
     if k > num_samples:
         return None
+    if k == num_samples:  # one subset: no chance but in a tie, however many samples there are
+        winners = [one for one in classes if one.num_votes == max(sizes)]
+        return sum(one.num_correct / one.num_votes for one in winners) / len(winners) if winners else 0.0
     correct_by_size: Counter[int] = Counter()  # classes of one size are equally likely to win
     for one in classes:
         correct_by_size[one.num_votes] += one.num_correct
