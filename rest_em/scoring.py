@@ -28,7 +28,7 @@ from rest_em.problems.stored import (
 )
 from rest_em.recipe import RewardSection, difference
 from rest_em.report.progress import Progress
-from rest_em.report.score import Tally
+from rest_em.report.score import Tally, printable
 from rest_em.rewards.graders import Graders
 from rest_em.storage import file_hash
 from rest_em.types import GradedSolution, Verdict
@@ -109,7 +109,7 @@ def score(
         if is_retrying:
             output = stack.enter_context(_set_aside(files, output))
         for text in problems.bad_lines:
-            progress.say(text[:MAX_MESSAGE])
+            progress.say(printable(text[:MAX_MESSAGE]))
         scoring = _Scoring(files, problems, graders, output, progress)
         try:
             with progress.stage("score", _num_lines(files.solutions), "lines"):
@@ -188,6 +188,10 @@ def _open_output(
             fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ScoringError(f"--output {path}: another command is writing it; wait for it") from error
+        except OSError as error:
+            raise ScoringError(
+                f"--output {path}: no lock can be had ({error.strerror}); put it on a disk that has locks"
+            ) from error
         if not is_overwriting and (path.stat().st_size or files.earlier.exists()):
             _refuse_other_inputs(files, _read_state(state), inputs)
             _cut_torn_line(output)
@@ -296,7 +300,7 @@ class _Scoring:
         for line in read_solutions(self._files.solutions, self._problems):
             if isinstance(line, BadLine):
                 self.tally.num_bad_lines += 1
-                self._progress.say(line.text[:MAX_MESSAGE])
+                self._progress.say(printable(line.text[:MAX_MESSAGE]))
                 continue
             written, before = next(there, None), next(earlier, None)
             if written is not None:

@@ -262,5 +262,13 @@ def _table(title: str) -> Table:
 
 
 def _plain(text: str) -> Text:
-    """Return a text as it is, in what any terminal takes: a reason may hold anything."""
-    return Text(text.encode("utf-8", "backslashreplace").decode())
+    return Text(printable(text))
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that any terminal takes; ids and reasons may hold anything.
+
+    >>> printable("naïve\\n\\x1b[2J")
+    'naïve\\\\n\\\\x1b[2J'
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
