@@ -410,12 +410,6 @@ def score(
 
     Lines that cannot be used are told by number, the others are judged, and the exit status is 1.
     """
-    from rest_em.recipe import load_reward_section
-    from rest_em.report.progress import Progress
-    from rest_em.report.score import print_score, summarize_score
-    from rest_em.scoring import ScoreFiles, reference_column
-    from rest_em.scoring import score as judge_stored
-
     ks = _whole_numbers(k)
     given = {
         key: (f"{option} {value}", value)
@@ -425,13 +419,18 @@ def score(
         )
         if value is not None
     }
-    section = load_reward_section(reward, overrides or [], given)
-    files = ScoreFiles(problems, solutions, output, reference_column(section, reference))
     with interruptible():
+        from rest_em.recipe import load_reward_section
+        from rest_em.report.progress import Progress
+        from rest_em.report.score import print_score, summarize_score
+        from rest_em.scoring import ScoreFiles, judge_stored, reference_column
+
+        section = load_reward_section(reward, overrides or [], given)
+        files = ScoreFiles(problems, solutions, output, reference_column(section, reference))
         tally = judge_stored(
             files, section, Progress(), is_overwriting=overwrite, is_retrying=retry_unscorable
         )
-    summary = summarize_score(tally, reward, ks)
+        summary = summarize_score(tally, reward, ks)
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
     else:

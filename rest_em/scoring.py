@@ -72,7 +72,7 @@ def reference_column(section: RewardSection, column: str | None) -> str:
     return column or REFERENCES.get(section.name, "answer")
 
 
-def score(
+def judge_stored(
     files: ScoreFiles,
     section: RewardSection,
     progress: Progress,

@@ -481,6 +481,7 @@ def test_a_reward_that_cannot_be_imported_stops_at_once(desk: Desk) -> None:
         (("--reward", "numbers"), "did you mean number?"),
         (("--set", "reward.thresholds=1"), "unknown key reward.thresholds; did you mean threshold?"),
         (("--set", "sampling.seed=1"), "sampling.seed is no key of the reward; one as reward.threshold"),
+        (("--set", "reward.name=boxed"), "--reward number gives reward.name already; leave one out"),
         (("--set", "reward"), "KEY=VALUE is wanted"),
         (("--set", "reward.options={base: 8}"), "reward.options: unknown name 'base'"),
         (("--workers", "0"), "--workers 0: reward.num_workers is 0; a whole number > 0 or null is wanted"),

@@ -80,6 +80,7 @@ def load_reward_section(
     Raises:
         RecipeError: one line for each mistake.
     """
+    # What naming a reward on a command line agrees to, and a recipe says with keys, belongs beside the name.
     values: dict[str, tuple[str, Any]] = {"name": (f"--reward {reward}", reward), **(given or {})}
     document = Document("--reward", {"reward": {key: value for key, (_, value) in values.items()}})
     for key, (option, _) in values.items():
@@ -90,6 +91,9 @@ def load_reward_section(
             raise RecipeError(
                 f"--set {option}: {key} is no key of the reward; one as reward.threshold is wanted"
             )
+        name = key.removeprefix("reward.")
+        if name in values:
+            raise RecipeError(f"--set {option}: {values[name][0]} gives {key} already; leave one out")
     apply_options(document, overrides)
     _resolve_paths(document, Path())
     section: RewardSection | None = None
