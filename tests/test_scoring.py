@@ -593,17 +593,20 @@ def test_long_answers_are_told_apart_and_not_kept() -> None:
 
 
 def test_memory_does_not_grow_with_the_solutions(desk: Desk) -> None:
-    """Many solutions to few problems, of 100 MB together, are judged in what the tool takes by itself."""
+    """Many solutions to few problems, of 100 MB together, are judged in what the tool takes by itself.
+
+    getrusage would tell of the test's own memory, which a child inherits.
+    """
     (desk.folder / "slow.py").write_text("def reward(problem, solution):\n    return True\n")
     text = "step\n" * 1000 + "0"
     with (desk.folder / "solutions.jsonl").open("w") as file:
         for _ in range(20_000):
             file.write(json.dumps({"problem_id": "p0", "completion": text}) + "\n")
     program = (
-        "import resource, sys\nfrom rest_em.cli import main\nsys.argv = sys.argv[1:]\n"
+        "import sys\nfrom pathlib import Path\nfrom rest_em.cli import main\nsys.argv = sys.argv[1:]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])\n"
     )
     command = desk.command("--set", "reward.answer=last_line", reward="slow.py:reward")
     done = tiny_run.finish([command[0], "-c", program, *command[2:]], desk.folder, timeout=120)
