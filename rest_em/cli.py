@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.text import Text
 
@@ -329,6 +330,113 @@ def _as_sampled(recipe: Recipe, prompt: str | Messages) -> str:
     except (ImportError, KeyError, OSError, ValueError):  # it is read, and told of, when the run samples
         return messages
     return str(tokenizer.decode(encode_prompt(tokenizer, prompt)))
+
+
+class _WithNumbers(typer.core.TyperCommand):
+    """A command whose option `--k` takes all the numbers that follow it: `--k 1 8 64`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each number an option of its own, as click reads them."""
+        spelt: list[str] = []
+        is_listing = False
+        for argument in args:
+            is_number = re.fullmatch(r"[0-9][0-9,]*", argument) is not None
+            if is_listing and is_number and spelt[-1] != "--k":
+                spelt.append("--k")
+            is_listing = argument.partition("=")[0] == "--k" or (is_listing and is_number)
+            spelt.append(argument)
+        return super().parse_args(ctx, spelt)
+
+
+def _whole_numbers(texts: list[str] | None) -> list[int]:
+    """Return the numbers of `--k 1 --k 8,64`."""
+    parts = [part.strip() for text in texts or [] for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", part):
+            raise typer.BadParameter(f"{part!r} is no whole number > 0; --k 1 8 64 is wanted")
+    return [int(part) for part in parts]
+
+
+@app.command(cls=_WithNumbers)
+def score(
+    *,
+    problems: Annotated[
+        Path, typer.Option(metavar="FILE", help="Problems: id, and what the reward checks against.")
+    ],
+    solutions: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Solutions, .jsonl or .jsonl.gz: problem_id and completion."),
+    ],
+    reward: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A built-in reward, file.py:function or package.module:function."),
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Gets a line a solution, in their order.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="The problems' column that the reward checks against; answer by default."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Grader processes; as --set reward.num_workers=N.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Limit of one call; as --set reward.timeout_seconds=SECONDS."),
+    ] = None,
+    k: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--k",
+            metavar="K...",
+            help="The k of pass@k and maj@k: --k 1 8 64. By default 1, and the number of solutions a problem "
+            "where all have the same.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the reward: --set reward.threshold=0.5."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, whatever the output holds.")
+    ] = False,
+    retry_unscorable: Annotated[
+        bool, typer.Option("--retry-unscorable", help="Judge again what could not be judged.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
+) -> None:
+    """Judge stored solutions with any reward, or go on where that was interrupted.
+
+    Lines that cannot be used are told by number, the others are judged, and the exit status is 1.
+    """
+    ks = _whole_numbers(k)
+    given = {
+        key: (f"{option} {value}", value)
+        for key, option, value in (
+            ("num_workers", "--workers", workers),
+            ("timeout_seconds", "--timeout", timeout),
+        )
+        if value is not None
+    }
+    with interruptible():
+        from rest_em.recipe import load_reward_section
+        from rest_em.report.progress import Progress
+        from rest_em.report.score import print_score, summarize_score
+        from rest_em.scoring import ScoreFiles, judge_stored, reference_column
+
+        section = load_reward_section(reward, overrides or [], given)
+        files = ScoreFiles(problems, solutions, output, reference_column(section, reference))
+        tally = judge_stored(
+            files, section, Progress(), is_overwriting=overwrite, is_retrying=retry_unscorable
+        )
+        summary = summarize_score(tally, reward, ks)
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
+    else:
+        print_score(summary, _console())
+    if summary.num_bad_lines:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

@@ -28,6 +28,10 @@ class UnscorableError(RestEMError, ValueError):
     """
 
 
+class ScoringError(RestEMError, ValueError):
+    """Raised when stored solutions cannot be read, or an output holds verdicts on something else."""
+
+
 class SamplingError(RestEMError, ValueError):
     """Raised when a model cannot be sampled with the recipe's settings."""
 

@@ -130,6 +130,19 @@ class VoteClass:
     """As the reward judged them; one answer may have both verdicts where a reward looks at more than it."""
 
 
+def vote_classes(votes: Mapping[str, int], correct: Mapping[str, int]) -> list[VoteClass]:
+    """Return the classes of one problem's answers: the one place that says which answers are the same.
+
+    >>> vote_classes({"4": 3, "5": 1}, {"4": 3})
+    [VoteClass(num_votes=3, num_correct=3), VoteClass(num_votes=1, num_correct=0)]
+
+    Args:
+        votes: how many samples give each answer.
+        correct: how many of these are correct; an answer without one may be absent.
+    """
+    return [VoteClass(num_votes, correct.get(answer, 0)) for answer, num_votes in votes.items()]
+
+
 def majority_at_k(classes: Sequence[VoteClass], num_abstaining: int, k: int) -> float | None:
     """Return the chance that the most frequent answer among k samples is correct.
 
@@ -154,6 +167,9 @@ def majority_at_k(classes: Sequence[VoteClass], num_abstaining: int, k: int) -> 
         raise ValueError(f"maj@{k} of {num_samples} samples is not defined")
     if k > num_samples:
         return None
+    if k == num_samples:  # one subset: no chance but in a tie, however many samples there are
+        winners = [one for one in classes if one.num_votes == max(sizes)]
+        return sum(one.num_correct / one.num_votes for one in winners) / len(winners) if winners else 0.0
     correct_by_size: Counter[int] = Counter()  # classes of one size are equally likely to win
     for one in classes:
         correct_by_size[one.num_votes] += one.num_correct
@@ -379,9 +395,10 @@ def _majority_at(scorable: Sequence[GradedSolution], k: int) -> float | None:
     if not scorable:
         return None
     votes = Counter(one.answer for one in scorable if one.answer is not None)
-    correct = Counter(one.answer for one in scorable if one.verdict is Verdict.CORRECT)
-    classes = [VoteClass(num_votes, correct[answer]) for answer, num_votes in votes.items()]
-    return majority_at_k(classes, len(scorable) - votes.total(), k)
+    correct = Counter(
+        one.answer for one in scorable if one.answer is not None and one.verdict is Verdict.CORRECT
+    )
+    return majority_at_k(vote_classes(votes, correct), len(scorable) - votes.total(), k)
 
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float:

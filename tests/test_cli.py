@@ -18,7 +18,7 @@ import yaml
 from rest_em import cli
 from rest_em.ledger import Ledger, Stage, read_status, write_status
 
-VERBS = ("", "run", "check", "show", "recipes", "recipes list", "recipes copy")
+VERBS = ("", "run", "check", "score", "show", "recipes", "recipes list", "recipes copy")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def load_problems(
             Problem(
                 id=identity,
                 prompt=render(row),
-                reference=_reference(row, section),
+                reference=reference_of(row, section.reference, "problems.reference"),
                 metadata=_other_columns(row, section),
             )
         )
@@ -44,10 +44,22 @@ def load_problems(
 def _id(row: Row, section: ProblemsSection) -> str:
     if section.id is None:
         return row_hash(row.columns)
-    value = column_of(row, section.id, "problems.id")
+    return id_of(row, section.id, "problems.id")
+
+
+def id_of(row: Row, column: str, key: str) -> str:
+    """Return a problem's id.
+
+    Args:
+        key: what names the column, for messages.
+
+    Raises:
+        ProblemError: there is no such column, or it holds no id.
+    """
+    value = column_of(row, column, key)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ProblemError(
-            f"{row.place}: the id in column {section.id!r} is {value!r}; a text or whole number is wanted"
+            f"{row.place}: the id in column {column!r} is {value!r}; a text or whole number is wanted"
         )
     return str(value)
 
@@ -59,10 +71,15 @@ def _refuse_twice(row: Row, first: str, section: ProblemsSection) -> NoReturn:
     raise ProblemError(f"{row.place}: the id {shown!r} is given twice, first at {first}; ids must be unique")
 
 
-def _reference(row: Row, section: ProblemsSection) -> Any:
-    value = column_of(row, section.reference, "problems.reference")
+def reference_of(row: Row, column: str, key: str) -> Any:
+    """Return a problem's reference; `key` is what names the column, for messages.
+
+    Raises:
+        ProblemError: there is no such column, or it is empty.
+    """
+    value = column_of(row, column, key)
     if value is None or value == "":
-        raise ProblemError(f"{row.place}: the reference in column {section.reference!r} is empty")
+        raise ProblemError(f"{row.place}: the reference in column {column!r} is empty")
     return value
 
 

@@ -60,7 +60,7 @@ def read_file(path: Path) -> Sequence[Row]:
         )
     try:
         rows = [
-            Row(place, {name: _json_value(value, name, place) for name, value in columns.items()})
+            Row(place, {name: json_value(value, name, place) for name, value in columns.items()})
             for place, columns in reader(path)
         ]
     except OSError as error:
@@ -120,11 +120,22 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             place = f"{name}:{number}"
-            try:
-                value = json.loads(line, parse_constant=_refuse_constant)
-            except ValueError as error:
-                raise ProblemError(f"{place}: this line is not JSON: {error}") from error
-            yield place, _object(value, place)
+            yield place, object_of_line(line, place)
+
+
+def object_of_line(line: str, place: str) -> dict[str, Any]:
+    """Return what a line of JSON holds.
+
+    Raises:
+        ProblemError: it is not JSON, or no object.
+    """
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ProblemError(f"{place}: this line is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ProblemError(f"{place}: this line is nested too deeply") from error
+    return _object(value, place)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -237,12 +248,12 @@ def _read_data_set(source: ProblemSource) -> Sequence[Row]:
         advice = "; take a copy of it in Parquet or JSONL" if isinstance(error, RuntimeError) else ""
         raise ProblemError(f"{place}: this data set cannot be read: {told}{advice}") from error
     return [
-        Row(where, {name: _json_value(value, name, where) for name, value in row.items()})
+        Row(where, {name: json_value(value, name, where) for name, value in row.items()})
         for where, row in ((f"{place}, row {number}", row) for number, row in enumerate(rows, start=1))
     ]
 
 
-def _json_value(value: Any, column: str, place: str) -> Any:
+def json_value(value: Any, column: str, place: str) -> Any:
     """Return the value as JSON has it: dates as ISO 8601 text, decimals as text, NaN (no value) as null."""
     if isinstance(value, str) and _SURROGATE.search(value):
         raise ProblemError(f"{place}: column {column!r} holds half a surrogate pair, which is no text")
@@ -259,9 +270,9 @@ def _json_value(value: Any, column: str, place: str) -> Any:
     if isinstance(value, decimal.Decimal):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_json_value(one, column, place) for one in value]
+        return [json_value(one, column, place) for one in value]
     if isinstance(value, dict):
-        return {str(key): _json_value(one, column, place) for key, one in value.items()}
+        return {str(key): json_value(one, column, place) for key, one in value.items()}
     kind = type(value).__name__
     raise ProblemError(f"{place}: column {column!r} holds {kind}; text, numbers, lists or objects are wanted")
 

@@ -1,7 +1,14 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
 from rest_em.recipe.libraries import check_files, check_library_keys
-from rest_em.recipe.loading import difference, dump_recipe, load_recipe, nearest, run_name_of
+from rest_em.recipe.loading import (
+    difference,
+    dump_recipe,
+    load_recipe,
+    load_reward_section,
+    nearest,
+    run_name_of,
+)
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import (
     EvaluationSection,
@@ -38,6 +45,7 @@ __all__ = [
     "difference",
     "dump_recipe",
     "load_recipe",
+    "load_reward_section",
     "nearest",
     "run_name_of",
 ]

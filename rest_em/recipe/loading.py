@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rest_em.errors import RecipeError
 from rest_em.recipe.document import (
     Document,
     KeyPath,
     Mistake,
+    Place,
     apply_options,
     dotted,
     dump,
@@ -27,7 +28,7 @@ from rest_em.recipe.document import (
     shown,
 )
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
-from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe
+from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe, RewardSection
 from rest_em.recipe.wanted import alternatives, wanted
 
 
@@ -58,6 +59,52 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     places = {key: place.text for key, place in document.places.items()}
     recipe.remember_places(Places({(): document.name, **places}))
     return recipe
+
+
+class _RewardOnly(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reward: RewardSection
+
+
+def load_reward_section(
+    reward: str, overrides: Sequence[str] = (), given: Mapping[str, tuple[str, Any]] | None = None
+) -> RewardSection:
+    """Return the section `reward` of a recipe that is not there.
+
+    Args:
+        reward: its name, as after `--reward`; a path resolves against the working directory.
+        overrides: as those of `load_recipe`, with keys below `reward`.
+        given: key of the section -> the option that gives it, for messages, and its value.
+
+    Raises:
+        RecipeError: one line for each mistake.
+    """
+    # What naming a reward on a command line agrees to, and a recipe says with keys, belongs beside the name.
+    values: dict[str, tuple[str, Any]] = {"name": (f"--reward {reward}", reward), **(given or {})}
+    document = Document("--reward", {"reward": {key: value for key, (_, value) in values.items()}})
+    for key, (option, _) in values.items():
+        document.places["reward", key] = Place(option, 0)
+    for option in overrides:
+        key = option.partition("=")[0].strip()
+        if "=" in option and not key.startswith("reward."):
+            raise RecipeError(
+                f"--set {option}: {key} is no key of the reward; one as reward.threshold is wanted"
+            )
+        name = key.removeprefix("reward.")
+        if name in values:
+            raise RecipeError(f"--set {option}: {values[name][0]} gives {key} already; leave one out")
+    apply_options(document, overrides)
+    _resolve_paths(document, Path())
+    section: RewardSection | None = None
+    try:
+        section = _RewardOnly.model_validate_json(json.dumps(document.values)).reward
+    except ValidationError as error:
+        told = {mistake.key for mistake in document.mistakes}
+        document.mistakes += [one for one in _mistakes(document, error) if one.key not in told]
+    refuse(document.mistakes)
+    assert section is not None, "pydantic either returns a section or says why not"
+    return section
 
 
 def _owned_keys(document: Document) -> list[Mistake]:

@@ -61,7 +61,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Pace:
@@ -119,7 +119,7 @@ class _PlainStage:
         self._print(f"{title}: started" + (f", {total} {unit}" if total else ""))
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
 
     def advance_to(self, done: int, note: str, total: int | None) -> None:
         self._total = total or self._total

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from rest_em.processes import kill_group
-from rest_em.rewards.worker import Reply
+from rest_em.rewards.worker import TimedReply
 from rest_em.types import Problem, Solution
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class GraderProcess:
         self._may_starve = bool(queue)
         self._flush()
 
-    def receive(self) -> list[Reply]:
+    def receive(self) -> list[TimedReply]:
         """Return the replies since the last call."""
         chunks = [self._inbox]
         with contextlib.suppress(BlockingIOError):

@@ -18,7 +18,7 @@ from rest_em.errors import RewardError
 from rest_em.processes import usable_cores
 from rest_em.rewards.grader_process import GraderProcess, Task
 from rest_em.rewards.registry import is_built_in, reward_identity
-from rest_em.rewards.worker import Reply
+from rest_em.rewards.worker import TimedReply
 from rest_em.types import GradedSolution, Problem, Solution, Verdict
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Graders:
         self._log: IO[bytes] | None = None
         self._queue: deque[Task] = deque()
         self._processes: list[GraderProcess] = []
-        self._done: list[tuple[GradedSolution, bool]] = []
+        self._done: list[tuple[GradedSolution, bool, float]] = []
         self._num_pending = 0
 
     def __enter__(self) -> Graders:
@@ -97,7 +97,11 @@ class Graders:
         Raises:
             RewardError: the reward cannot be imported, or its file has changed.
         """
-        return [graded for graded, _ in self._collect(timeout_seconds)]
+        return [graded for graded, _, _ in self._collect(timeout_seconds)]
+
+    def collect_timed(self, timeout_seconds: float = 0.0) -> list[tuple[GradedSolution, float]]:
+        """Return as `collect` does, each with the wall seconds that its judging took, waiting left out."""
+        return [(graded, seconds) for graded, _, seconds in self._collect(timeout_seconds)]
 
     def judge_one(self, problem: Problem, solution: Solution) -> tuple[GradedSolution, bool]:
         """Judge one solution while nothing else is pending; say also whether the reward failed on it."""
@@ -105,9 +109,10 @@ class Graders:
         self.submit(problem, solution)
         while not (done := self._collect(SLICE_SECONDS)):
             pass
-        return done[0]
+        graded, has_failed, _ = done[0]
+        return graded, has_failed
 
-    def _collect(self, timeout_seconds: float) -> list[tuple[GradedSolution, bool]]:
+    def _collect(self, timeout_seconds: float) -> list[tuple[GradedSolution, bool, float]]:
         deadline = time.monotonic() + timeout_seconds
         self._step()
         while not self._done and self._num_pending and (left := deadline - time.monotonic()) > 0:
@@ -148,8 +153,8 @@ class Graders:
         elif process.tasks and process.silent_seconds > limit:
             self._replace(process, f"took longer than {limit:g} s (reward.timeout_seconds) and was killed")
 
-    def _take(self, process: GraderProcess, reply: Reply) -> None:
-        kind, reward, answer, reason = reply
+    def _take(self, process: GraderProcess, reply: TimedReply) -> None:
+        kind, reward, answer, reason, seconds = reply
         if kind == "ready":
             process.is_ready = True
         elif kind == "error":
@@ -157,16 +162,20 @@ class Graders:
         else:
             _, solution = process.tasks.popleft()
             verdict = Verdict.UNSCORABLE if kind == "failed" else Verdict(kind)
-            self._done.append((GradedSolution(solution, verdict, reward, answer, reason), kind == "failed"))
+            graded = GradedSolution(solution, verdict, reward, answer, reason)
+            self._done.append((graded, kind == "failed", seconds))
 
     def _replace(self, process: GraderProcess, what: str) -> None:
         """End a grader; the solution that it was judging is unscorable, the others go to the next grader."""
         self._processes.remove(process)
+        seconds = process.silent_seconds
         how = process.end()
         if process.tasks:
             problem, solution = process.tasks.popleft()
             reason = f"{problem.id}: the reward {self._section.name} {what.format(how=how)}{self._see_log()}"
-            self._done.append((GradedSolution(solution, Verdict.UNSCORABLE, 0.0, None, reason), True))
+            self._done.append(
+                (GradedSolution(solution, Verdict.UNSCORABLE, 0.0, None, reason), True, seconds)
+            )
         self._queue.extendleft(reversed(process.tasks))
 
     def _wait(self, seconds: float) -> None:

@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,6 +39,8 @@ Reply = tuple[str, float, str | None, str]
 """(`correct`, `incorrect`, `unscorable` or `failed`; reward; answer; reason).
 
 `unscorable` the reward said itself; `failed` is unscorable through a fault of the reward."""
+TimedReply = tuple[str, float, str | None, str, float]
+"""A reply as it is sent, its last field the wall seconds that the call took."""
 
 MAX_REASON = 600
 """Characters of a reason."""
@@ -160,15 +163,16 @@ def main() -> None:
     try:
         loaded = _load(*pickle.load(requests))
     except RewardError as error:
-        _send(replies, ["error", 0.0, None, str(error)])
+        _send(replies, ["error", 0.0, None, str(error), 0.0])
         return
-    _send(replies, ["ready", 0.0, None, ""])
+    _send(replies, ["ready", 0.0, None, "", 0.0])
     while True:
         try:
             problem, solution = pickle.load(requests)
         except EOFError:
             os._exit(0)  # without waiting for threads that a reward may have left behind
-        reply = judge(loaded, problem, solution)
+        started = time.perf_counter()
+        reply = (*judge(loaded, problem, solution), time.perf_counter() - started)
         if os.getpid() != process_id:
             os._exit(0)  # a child that the reward forked and let return
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left set would hit the next solution

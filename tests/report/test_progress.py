@@ -42,6 +42,15 @@ def test_plain_lines_where_the_output_is_no_terminal(monkeypatch: pytest.MonkeyP
     assert "\x1b" not in output.getvalue()
 
 
+def test_a_line_number_is_no_emoji() -> None:
+    output = io.StringIO()
+    progress = Progress(Console(file=output))
+    progress.say("s.jsonl:100: bad")
+    with progress.stage(":100:", 0, "lines"):
+        pass
+    assert output.getvalue().startswith("s.jsonl:100: bad\n:100:: started\n")
+
+
 def test_plain_lines_are_rare() -> None:
     output = io.StringIO()
     show(Console(file=output))

@@ -1,0 +1,274 @@
+"""Verdicts on stored solutions, counted problem by problem, as a summary: a table or JSON.
+
+Solutions themselves are not kept: what is in memory grows with the problems and their unlike answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rest_em.evaluation import Estimate, estimate, majority_at_k, pass_at_k, vote_classes
+from rest_em.types import Verdict
+
+MAX_REASONS = 1000
+"""Unlike reasons of one verdict that are counted apart; a reward may give each solution its own."""
+SHOWN_REASONS = 5
+OTHER_REASONS = "other reasons"
+MAX_ANSWER = 200
+"""Characters; of a longer answer the beginning and a hash are kept."""
+ABSENT = "-"
+
+
+@dataclass(slots=True)
+class ProblemCounts:
+    """What became of one problem's solutions."""
+
+    num_correct: int = 0
+    num_incorrect: int = 0
+    num_unscorable: int = 0
+    votes: Counter[str] = field(default_factory=Counter)
+    """Answers of the solutions that could be judged."""
+    correct_votes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_judged(self) -> int:
+        """Solutions that could be judged: the samples of pass@k and maj@k."""
+        return self.num_correct + self.num_incorrect
+
+    def pass_at(self, k: int) -> float | None:
+        """Return pass@k; None where fewer than k solutions could be judged."""
+        return pass_at_k(self.num_judged, self.num_correct, k) if self.num_judged else None
+
+    def majority_at(self, k: int) -> float | None:
+        """Return maj@k; None where fewer than k solutions could be judged."""
+        if not self.num_judged:
+            return None
+        classes = vote_classes(self.votes, self.correct_votes)
+        return majority_at_k(classes, self.num_judged - self.votes.total(), k)
+
+
+class Tally:
+    """The verdicts so far."""
+
+    def __init__(self, problem_ids: Iterable[str]) -> None:
+        """Count nothing yet; a problem without a solution counts as well."""
+        self.problems = {key: ProblemCounts() for key in problem_ids}
+        self.num_bad_lines = 0
+        self.reasons: dict[Verdict, Counter[str]] = {verdict: Counter() for verdict in Verdict}
+
+    def add(self, problem_id: str, verdict: Verdict, answer: str | None, reason: str) -> None:
+        """Count one verdict."""
+        counts = self.problems[problem_id]
+        if verdict is Verdict.UNSCORABLE:
+            counts.num_unscorable += 1
+        else:
+            is_correct = verdict is Verdict.CORRECT
+            counts.num_correct += is_correct
+            counts.num_incorrect += not is_correct
+            if answer is not None:
+                key = _short(answer)
+                counts.votes[key] += 1
+                counts.correct_votes[key] += is_correct
+        if verdict is not Verdict.CORRECT:
+            kept, kind = self.reasons[verdict], _kind(reason, problem_id)
+            kept[kind if kind in kept or len(kept) < MAX_REASONS else OTHER_REASONS] += 1
+
+    @property
+    def num_unscorable(self) -> int:
+        """How many solutions could not be judged."""
+        return self.reasons[Verdict.UNSCORABLE].total()
+
+
+def _short(answer: str) -> str:
+    if len(answer) <= MAX_ANSWER:
+        return answer
+    digest = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{answer[:MAX_ANSWER]} {digest}"
+
+
+def _kind(reason: str, problem_id: str) -> str:
+    """Return a reason without what is one solution's own: its problem's id, its reward."""
+    return re.sub(r"^reward \S+ is below", "reward is below", reason.removeprefix(f"{problem_id}: "))
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """pass@k or maj@k over the problems.
+
+    Example:
+        Figure(None, num_problems=0, num_undefined=3, why_undefined="3 of 3 problems have fewer than 8 ...")
+    """
+
+    estimate: Estimate | None
+    """None where it is defined for no problem."""
+    num_problems: int
+    """Problems that the mean is over."""
+    num_undefined: int
+    why_undefined: str | None
+    """None where it is defined for every problem."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value; what is not defined is null."""
+        names = ("value", "standard_error", "low", "high")
+        values = dict.fromkeys(names) if self.estimate is None else asdict(self.estimate)
+        return {name: values[name] for name in names} | {
+            "num_problems": self.num_problems,
+            "num_undefined": self.num_undefined,
+            "why_undefined": self.why_undefined,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSummary:
+    """What a reward says of a file of solutions."""
+
+    reward: str
+    counts: Mapping[Verdict, int]
+    num_problems: int
+    num_problems_without_solutions: int
+    num_bad_lines: int
+    reasons: Mapping[Verdict, Mapping[str, int]]
+    """The most frequent ones of the incorrect and the unscorable solutions."""
+    pass_at: Mapping[int, Figure]
+    majority_at: Mapping[int, Figure]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value; k becomes a string."""
+        return {
+            "reward": self.reward,
+            "counts": {verdict.value: count for verdict, count in self.counts.items()},
+            "num_problems": self.num_problems,
+            "num_solutions": sum(self.counts.values()),
+            "num_problems_without_solutions": self.num_problems_without_solutions,
+            "num_bad_lines": self.num_bad_lines,
+            "reasons": {verdict.value: dict(reasons) for verdict, reasons in self.reasons.items()},
+            "pass_at": {str(k): one.to_json() for k, one in self.pass_at.items()},
+            "majority_at": {str(k): one.to_json() for k, one in self.majority_at.items()},
+        }
+
+
+def summarize_score(tally: Tally, reward: str, ks: Sequence[int] = ()) -> ScoreSummary:
+    """Return what the verdicts say.
+
+    Every solution counts as a sample: pass@1 is the mean share of correct ones.
+
+    Args:
+        reward: its name.
+        ks: of pass@k and maj@k; none is 1 and, where all problems with solutions have the same number of
+            them, that number.
+    """
+    problems = tally.problems.values()
+    sizes = {size for one in problems if (size := one.num_judged + one.num_unscorable)}
+    ks = sorted({*ks} or {1, *(sizes if len(sizes) == 1 else ())})
+    num_unscorable = sum(one.num_unscorable for one in problems)
+    return ScoreSummary(
+        reward=reward,
+        counts={
+            Verdict.CORRECT: sum(one.num_correct for one in problems),
+            Verdict.INCORRECT: sum(one.num_incorrect for one in problems),
+            Verdict.UNSCORABLE: num_unscorable,
+        },
+        num_problems=len(problems),
+        num_problems_without_solutions=sum(not one.num_judged + one.num_unscorable for one in problems),
+        num_bad_lines=tally.num_bad_lines,
+        reasons={
+            verdict: _most_frequent(tally.reasons[verdict])
+            for verdict in (Verdict.INCORRECT, Verdict.UNSCORABLE)
+        },
+        pass_at={k: _figure([one.pass_at(k) for one in problems], k) for k in ks},
+        majority_at={k: _figure([one.majority_at(k) for one in problems], k) for k in ks},
+    )
+
+
+def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
+    own = Counter({reason: count for reason, count in reasons.items() if reason != OTHER_REASONS})
+    shown = dict(own.most_common(SHOWN_REASONS))
+    num_others = reasons.total() - sum(shown.values())
+    return shown | ({OTHER_REASONS: num_others} if num_others else {})
+
+
+def _figure(values: Sequence[float | None], k: int) -> Figure:
+    num_undefined = sum(value is None for value in values)
+    solutions = "1 solution" if k == 1 else f"{k} solutions"
+    why = f"{num_undefined} of {len(values)} problems have fewer than {solutions} that could be judged"
+    return Figure(
+        estimate(values), len(values) - num_undefined, num_undefined, why if num_undefined else None
+    )
+
+
+def print_score(summary: ScoreSummary, console: Console) -> None:
+    """Print a summary's tables."""
+    num_solutions = sum(summary.counts.values())
+    lines = [f"{num_solutions:,} solutions to {summary.num_problems:,} problems, judged by {summary.reward}"]
+    if summary.num_problems_without_solutions:
+        lines.append(f"problems without a solution: {summary.num_problems_without_solutions:,}")
+    if summary.num_bad_lines:
+        lines.append(f"bad lines, not judged: {summary.num_bad_lines:,}")
+    for line in lines:
+        console.print(_plain(line), soft_wrap=True, highlight=False)
+    console.print(_verdict_table(summary))
+    console.print(_figure_table(summary))
+    reasons = [figure.why_undefined for figure in summary.pass_at.values() if figure.why_undefined]
+    for why in dict.fromkeys(reasons):
+        console.print(_plain(f"not defined: {why}"), soft_wrap=True, highlight=False)
+
+
+def _verdict_table(summary: ScoreSummary) -> Table:
+    table = _table("verdicts")
+    for heading, justify in (("verdict", "left"), ("solutions", "right"), ("%", "right"), ("why", "left")):
+        table.add_column(heading, justify="right" if justify == "right" else "left")
+    num_solutions = sum(summary.counts.values())
+    for verdict, count in summary.counts.items():
+        share = f"{100 * count / num_solutions:.1f}" if num_solutions else ABSENT
+        table.add_row(verdict.value, f"{count:,}", share, "")
+        for reason, times in summary.reasons.get(verdict, {}).items():
+            table.add_row("", f"{times:,}", "", _plain(reason))
+    return table
+
+
+def _figure_table(summary: ScoreSummary) -> Table:
+    table = _table("% of problems, with standard error and interval")
+    for heading in ("", "value", "standard error", "95 % interval", "problems", "not defined"):
+        table.add_column(heading, justify="right")
+    for name, figures in (("pass", summary.pass_at), ("maj", summary.majority_at)):
+        for k, figure in figures.items():
+            one = figure.estimate
+            shown = (
+                [f"{100 * one.value:.1f}", f"{100 * one.standard_error:.1f}", _interval(one)]
+                if one
+                else [ABSENT] * 3
+            )
+            table.add_row(f"{name}@{k}", *shown, f"{figure.num_problems:,}", f"{figure.num_undefined:,}")
+    return table
+
+
+def _interval(one: Estimate) -> str:
+    return f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="", box=None, padding=(0, 1), header_style="bold"
+    )
+
+
+def _plain(text: str) -> Text:
+    return Text(printable(text))
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that any terminal takes; ids and reasons may hold anything.
+
+    >>> printable("naïve\\n\\x1b[2J")
+    'naïve\\\\n\\\\x1b[2J'
+    """
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
