@@ -256,6 +256,7 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     from rest_em.batches import divide_global_batch
     from rest_em.problems import base_variants, training_variant, tuned_variant
     from rest_em.recipe import check_files, check_library_keys
+    from rest_em.report.progress import Progress
     from rest_em.rewards.graders import canary
     from rest_em.run import ProblemSets
 
@@ -272,7 +273,7 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
         divide_global_batch(training.global_batch_size, num_ranks, training.per_device_train_batch_size)
         for variant in (*base_variants(prompt), tuned_variant(prompt), training_variant(prompt)):
             problems.check(variant)
-        canary(recipe.reward, problems.rendered("train", tuned_variant(prompt))[0])
+        canary(recipe.reward, problems.rendered("train", tuned_variant(prompt))[0], Progress().say)
     return problems
 
 

@@ -96,7 +96,7 @@ def judge_stored(
     with ExitStack() as stack:
         log = Path(f"{files.output}.log")
         stack.callback(_remove_if_empty, log)
-        graders = stack.enter_context(Graders(section, log))
+        graders = stack.enter_context(Graders(section, log, progress.say))
         before = _stamps(files)
         inputs = {
             "problems": _hash(files.problems),

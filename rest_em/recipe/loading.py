@@ -80,8 +80,9 @@ def load_reward_section(
     Raises:
         RecipeError: one line for each mistake.
     """
-    # What naming a reward on a command line agrees to, and a recipe says with keys, belongs beside the name.
     values: dict[str, tuple[str, Any]] = {"name": (f"--reward {reward}", reward), **(given or {})}
+    if reward == "unit_tests":  # a recipe says so with a key; who names it on a command line has said it
+        values["allow_code_execution"] = values["name"][0], True
     document = Document("--reward", {"reward": {key: value for key, (_, value) in values.items()}})
     for key, (option, _) in values.items():
         document.places["reward", key] = Place(option, 0)

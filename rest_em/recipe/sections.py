@@ -235,6 +235,10 @@ class RewardSection(_Section):
     """Grader processes; None is one for each usable core, at most 8."""
     max_unscorable: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops if a larger share of a stage's solutions cannot be judged."""
+    allow_code_execution: bool = False
+    """Run programs that the model wrote, in a sandbox: what `unit_tests` does; see docs/sandbox.md first."""
+    allow_weaker_isolation: bool = False
+    """Run them although this host refuses a layer of that sandbox; which one, the refusal says."""
 
 
 class SamplingSection(_Section):

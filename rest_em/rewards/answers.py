@@ -99,12 +99,17 @@ def whole_text(text: str) -> str | None:
     return " ".join(text.split()) or None
 
 
+def no_answer(text: str) -> None:
+    """Return None: a program is no answer that could win a vote."""
+
+
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "final_answer": final_answer,
     "number": number,
     "boxed": boxed,
     "last_line": last_line,
     "text": whole_text,
+    "none": no_answer,
 }
 """What `reward.answer` of a recipe can name."""
 

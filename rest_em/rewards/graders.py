@@ -10,14 +10,14 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rest_em.errors import RewardError
 from rest_em.processes import usable_cores
 from rest_em.rewards.grader_process import GraderProcess, Task
-from rest_em.rewards.registry import is_built_in, reward_identity
+from rest_em.rewards.registry import call_limit_seconds, is_built_in, reward_identity
 from rest_em.rewards.worker import TimedReply
 from rest_em.types import GradedSolution, Problem, Solution, Verdict
 
@@ -45,12 +45,15 @@ class Graders:
             graded = graders.collect(timeout_seconds=1.0)
     """
 
-    def __init__(self, section: RewardSection, log: Path | None = None) -> None:
+    def __init__(
+        self, section: RewardSection, log: Path | None = None, tell: Callable[[str], None] | None = None
+    ) -> None:
         """Look at the reward's file; start nothing yet.
 
         Args:
             section: the recipe's `reward`.
             log: gets what rewards print; None drops it.
+            tell: is called once with what people are to know of the reward, as the isolation of programs.
 
         Raises:
             RewardError: there is no such reward.
@@ -60,6 +63,7 @@ class Graders:
         """What verdicts depend on; a grader that finds a changed file later judges nothing."""
         self._num_workers = section.num_workers or min(usable_cores(), MAX_DEFAULT_WORKERS)
         self._log_path = log
+        self._tell = tell
         self._log: IO[bytes] | None = None
         self._queue: deque[Task] = deque()
         self._processes: list[GraderProcess] = []
@@ -138,7 +142,7 @@ class Graders:
         is_gone = process.is_gone  # asked before receiving: what it sent before it died counts
         for reply in process.receive():
             self._take(process, reply)
-        limit = self._section.timeout_seconds
+        limit = call_limit_seconds(self._section)
         if not process.is_ready:
             if is_gone or process.silent_seconds > START_SECONDS:
                 self._processes.remove(process)
@@ -157,6 +161,9 @@ class Graders:
         kind, reward, answer, reason, seconds = reply
         if kind == "ready":
             process.is_ready = True
+            if reason and self._tell is not None:
+                self._tell(reason)
+                self._tell = None
         elif kind == "error":
             raise RewardError(reason)
         else:
@@ -195,17 +202,24 @@ class Graders:
         return f"; see {self._log_path}" if self._log_path is not None else ""
 
 
-def canary(section: RewardSection, problem: Problem) -> None:
+def canary(section: RewardSection, problem: Problem, tell: Callable[[str], None] | None = None) -> None:
     """Call a reward once on a real problem, so that a broken one shows before anything is sampled.
 
-    A built-in reward must find a solution that is nothing but the reference correct, and an empty one not. A
-    plug-in must be able to judge an empty solution, or say that it cannot.
+    A built-in reward must find a solution that is nothing but the reference correct, and an empty one not;
+    `unit_tests`, which has no solution at hand, must refuse an empty one. A plug-in must be able to judge an
+    empty solution, or say that it cannot.
+
+    Args:
+        section: the recipe's `reward`.
+        problem: any.
+        tell: as that of `Graders`.
 
     Raises:
         RewardError: it does not; the message says what happened.
     """
     where = f"reward.name {section.name}, tried on problem {problem.id}"
-    with Graders(section.model_copy(update={"num_workers": 1})) as graders:
+    gold = None
+    with Graders(section.model_copy(update={"num_workers": 1}), tell=tell) as graders:
         empty, has_failed = graders.judge_one(problem, _solution(problem, ""))
         if has_failed:
             raise RewardError(f"{where} with an empty solution: {empty.reason}; {WANTED}")
@@ -214,11 +228,13 @@ def canary(section: RewardSection, problem: Problem) -> None:
         text = str(problem.reference)
         if section.name == "boxed" and "\\boxed" not in text:
             text = f"\\boxed{{{text}}}"
-        gold, _ = graders.judge_one(problem, _solution(problem, text))
-    advice = "choose another reward, or the column with the gold answer: problems.reference"
-    if gold.verdict is Verdict.UNSCORABLE:
-        raise RewardError(f"{where}: {gold.reason}; {advice}")
-    if gold.verdict is not Verdict.CORRECT:
+        if section.name != "unit_tests":
+            gold, _ = graders.judge_one(problem, _solution(problem, text))
+    advice = "choose another reward, or the column with the gold answer or the tests: problems.reference"
+    for judged in (empty, gold):
+        if judged is not None and judged.verdict is Verdict.UNSCORABLE:
+            raise RewardError(f"{where}: {judged.reason}; {advice}")
+    if gold is not None and gold.verdict is not Verdict.CORRECT:
         raise RewardError(
             f"{where}: its own reference {text[:80]!r} as the solution is not correct; {advice}"
         )

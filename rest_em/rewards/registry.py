@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rest_em.errors import RewardError
 from rest_em.recipe import nearest
 from rest_em.rewards.answers import EXTRACTORS, boxed_match, exact_match, number_match
+from rest_em.rewards.unit_tests import UnitTests
 from rest_em.storage import file_hash
 from rest_em.types import Problem, RewardFunction, Solution
 
@@ -39,7 +40,7 @@ BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
 """The built-in rewards by name, each with the extractor of its answers."""
 
 _WANTED = "a reward is package.module:function, file.py:function, or one of the built-in ones: " + ", ".join(
-    BUILT_IN
+    [*BUILT_IN, "unit_tests"]
 )
 
 
@@ -59,6 +60,8 @@ class LoadedReward:
     """Finds the answer that votes in maj@k."""
     threshold: float
     """A float reward is correct if it is at least this."""
+    note: str = ""
+    """What people are told before it judges."""
 
 
 def load_reward(section: RewardSection) -> LoadedReward:
@@ -67,15 +70,51 @@ def load_reward(section: RewardSection) -> LoadedReward:
     Raises:
         RewardError: there is no such reward, its code cannot be imported, or it does not take these options.
     """
+    if section.name == "unit_tests":
+        judge = _unit_tests(section)
+        note = f"isolation of programs: {judge.isolation}"
+        return LoadedReward(section.name, judge, EXTRACTORS["none"], section.threshold, note)
     function = BUILT_IN[section.name][0] if is_built_in(section) else _find_function(section.name)
     _check_call(section.name, function, section.options)
     bound = functools.partial(function, **section.options) if section.options else function
     return LoadedReward(section.name, bound, EXTRACTORS[answer_name(section)], section.threshold)
 
 
+def _unit_tests(section: RewardSection) -> UnitTests:
+    """Start a sandbox and return the reward that runs programs in it.
+
+    Raises:
+        RewardError: that is not allowed, or the options are wrong, or the host refuses a layer.
+    """
+    if not section.allow_code_execution:
+        raise RewardError(
+            "reward.name unit_tests: it runs programs that the model wrote; read docs/sandbox.md and allow it "
+            "with reward.allow_code_execution: true"
+        )
+    own = ("self", "cpu_seconds", "allow_weaker_isolation")
+    taken = [name for name in inspect.signature(UnitTests.__init__).parameters if name not in own]
+    for key in section.options:
+        if key not in taken:
+            raise RewardError(f"reward.options: {_unknown(key, taken)}; unit_tests takes {', '.join(taken)}")
+    return UnitTests(
+        cpu_seconds=section.timeout_seconds,
+        allow_weaker_isolation=section.allow_weaker_isolation,
+        **section.options,
+    )
+
+
+def call_limit_seconds(section: RewardSection) -> float:
+    """Return how long one call may take before its process is killed.
+
+    A plug-in's is `reward.timeout_seconds`. That is a program's own limit in `unit_tests`, which ends it, runs
+    it again alone where the machine was busy, and tells why: its process is killed only if that fails.
+    """
+    return 60 + 12 * section.timeout_seconds if section.name == "unit_tests" else section.timeout_seconds
+
+
 def is_built_in(section: RewardSection) -> bool:
     """Say whether a recipe's reward is one of ours."""
-    return section.name in BUILT_IN
+    return section.name in BUILT_IN or section.name == "unit_tests"
 
 
 def answer_name(section: RewardSection) -> str:
@@ -85,6 +124,8 @@ def answer_name(section: RewardSection) -> str:
         RewardError: there is no such extractor.
     """
     if section.answer is None:
+        if section.name == "unit_tests":
+            return "none"
         return BUILT_IN[section.name][1] if is_built_in(section) else "final_answer"
     if section.answer not in EXTRACTORS:
         raise RewardError(f"reward.answer: {_unknown(section.answer, EXTRACTORS)}")

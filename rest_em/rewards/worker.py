@@ -30,7 +30,7 @@ from rest_em.rewards.registry import (
     load_reward,
     reward_identity,
 )
-from rest_em.types import Problem, Solution
+from rest_em.types import Outcome, Problem, Solution
 
 if TYPE_CHECKING:
     from rest_em.recipe import RewardSection
@@ -50,7 +50,9 @@ def judge(loaded: LoadedReward, problem: Problem, solution: Solution) -> Reply:
     """Return what a reward says of a solution."""
     answer = loaded.extract_answer(solution.text)
     try:
-        value = _plain_number(loaded.function(problem, solution))
+        returned = loaded.function(problem, solution)
+        told = returned.reason if isinstance(returned, Outcome) else ""
+        value = _plain_number(returned.reward if isinstance(returned, Outcome) else returned)
     except UnscorableError as error:
         kind, reward, reason = "unscorable", 0.0, str(error)
     except BaseException as error:  # a user's code, which may raise anything, SystemExit included
@@ -58,6 +60,7 @@ def judge(loaded: LoadedReward, problem: Problem, solution: Solution) -> Reply:
         kind, reward, reason = "failed", 0.0, f"the reward {loaded.name} {said}"
     else:
         kind, reward, reason = _read(value, loaded, has_answer=answer is not None)
+        reason = told or reason
     if kind in {"unscorable", "failed"}:
         reason = f"{problem.id}: {reason}"[:MAX_REASON]
     return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
@@ -165,7 +168,7 @@ def main() -> None:
     except RewardError as error:
         _send(replies, ["error", 0.0, None, str(error), 0.0])
         return
-    _send(replies, ["ready", 0.0, None, "", 0.0])
+    _send(replies, ["ready", 0.0, None, loaded.note, 0.0])
     while True:
         try:
             problem, solution = pickle.load(requests)
