@@ -69,7 +69,7 @@ class ScoreFiles:
 
 def reference_column(section: RewardSection, column: str | None) -> str:
     """Return the problems' column that a reward checks against; `column` is what the user says."""
-    return column or REFERENCES.get(section.name, "answer")
+    return column or REFERENCES.get(section.title, "answer")
 
 
 def judge_stored(

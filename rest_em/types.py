@@ -33,7 +33,7 @@ class Problem:
     reference: Any
     """What the reward checks against: a gold answer, or a set of unit tests."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other columns, for rewards and reports."""
+    """The row's columns, for rewards and reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class GradedSolution:
     answer: str | None
     """The final answer for majority votes, normalised; None where the solution gives none."""
     reason: str
-    """Why it is incorrect or unscorable; where correct, what is to be known of that verdict, mostly nothing."""
+    """Why it is incorrect or unscorable; where correct, what is to be known of it, mostly nothing."""
 
 
 @dataclass(frozen=True, slots=True)

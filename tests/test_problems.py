@@ -84,7 +84,7 @@ def test_a_row_becomes_a_problem() -> None:
     first, second = load(jsonl("a.jsonl", ROWS))
     assert first.prompt == "Q: 1 + 1\nA: "
     assert first.reference == "2"
-    assert first.metadata == {"question": "1 + 1", "level": 1}
+    assert first.metadata == {"question": "1 + 1", "answer": "2", "level": 1}
     assert second.prompt == "Q: 2 + 3\nA: "
 
 
@@ -120,6 +120,7 @@ def test_dates_and_decimals_of_parquet_are_text() -> None:
     assert problem.reference == ["4"]
     assert problem.metadata == {
         "question": "q",
+        "answer": ["4"],
         "on": "2024-01-02",
         "price": "1.50",
         "in": {"at": None, "x": 0.5},
@@ -288,7 +289,7 @@ def test_ids_come_from_a_column() -> None:
     path = jsonl("a.jsonl", [{**row, "key": key} for row, key in zip(ROWS, (7, "b"), strict=True)])
     problems = load(path, id_column="key")
     assert [problem.id for problem in problems] == ["7", "b"]
-    assert "key" not in problems[0].metadata
+    assert problems[0].metadata["key"] == 7
 
 
 @pytest.mark.parametrize("key", [None, True, 1.5, "", [1]])

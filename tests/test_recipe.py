@@ -315,8 +315,9 @@ def test_a_long_value_is_shown_in_part(load: Load) -> None:
 def test_a_missing_section_is_told_at_the_top_and_a_missing_key_at_its_section(load: Load) -> None:
     text = MINIMAL.replace("reward: {name: number}\n", "").replace("  test: {path: test.jsonl}\n", "")
     assert lines_of(lambda: load(text=text)) == [
-        "x.yaml:1: reward is missing; a section (name, options, answer, threshold, timeout_seconds, "
-        "num_workers, max_unscorable) is wanted",
+        "x.yaml:1: reward is missing; a section (name, function, signature, batch_size, columns, options, "
+        "threshold, rewards, combine, answer, timeout_seconds, num_workers, max_unscorable, "
+        "allow_code_execution, allow_weaker_isolation) is wanted",
         "x.yaml:2: problems.test is missing; a section (path, name, split, revision, max_problems) is wanted",
     ]
 
@@ -602,7 +603,7 @@ def test_paths_in_the_file_are_beside_it_and_in_options_below_the_working_direct
 ) -> None:
     folder = tmp_path / "recipes"
     (folder / "base").mkdir(parents=True)
-    text = MINIMAL.replace("org/base", "base").replace("name: number", "name: judge.py:judge")
+    text = MINIMAL.replace("org/base", "base").replace("name: number", "function: judge.py:judge")
     (folder / "x.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(
@@ -611,23 +612,51 @@ def test_paths_in_the_file_are_beside_it_and_in_options_below_the_working_direct
     )
     assert recipe.model.name_or_path == str(folder / "base")
     assert recipe.problems.train.path == str(folder / "train.jsonl")
-    assert recipe.reward.name == f"{folder / 'judge.py'}:judge"
+    assert recipe.reward.function == f"{folder / 'judge.py'}:judge"
     assert recipe.problems.test.path == str(tmp_path / "other/test.csv")
     assert recipe.prompt.examples == str(tmp_path / "e.jsonl")
     assert recipe.prompt.base[0].examples == str(tmp_path / "f.jsonl")
 
 
+def test_a_reward_may_be_nothing_but_its_name(load: Load) -> None:
+    text = MINIMAL.replace("reward: {name: number}", "reward: number")
+    assert load(text=text).reward == load().reward
+    assert load("", "reward.threshold=0.5", text=text).reward.threshold == 0.5
+    wrong = lines_of(lambda: load(text=text.replace("number", "judge.py:f")))
+    assert wrong == ["x.yaml:7: reward.name is 'judge.py:f'; a function is named by function: judge.py:f"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("{}", "reward.name is missing; name a reward, or a function of your own"),
+        ("{function: f.py}", "reward.function is 'f.py'; file.py:function or package"),
+        ("{name: number, function: f.py:g}", "reward.function is given, and name is 'number'; leave one out"),
+        ("{name: number, rewards: [{name: boxed}]}", "reward.rewards are given, and 'number' is too"),
+        ("{rewards: [{weight: 2.0}]}", "reward.rewards[0].name is missing"),
+        ("{rewards: [{name: number, weight: 0}]}", "reward.rewards[0].weight is 0"),
+        ("{rewards: [{name: number}], options: {a: 1}}", "reward.options belongs to each of reward.rewards"),
+        ("{name: number, combine: all}", "reward.combine is for several rewards"),
+        ("{function: f.py:g, signature: trll}", "reward.signature is 'trll'"),
+        ("{function: f.py:g, batch_size: 0}", "reward.batch_size is 0"),
+    ],
+)
+def test_rewards_that_contradict_themselves_are_told(load: Load, reward: str, said: str) -> None:
+    (line,) = lines_of(lambda: load(text=MINIMAL.replace("{name: number}", reward)))
+    assert line.startswith(f"x.yaml:7: {said}")
+
+
 def test_hub_ids_and_names_of_rewards_are_no_paths(load: Load) -> None:
     recipe = load(
-        "", "problems.test={path: openai/gsm8k, split: test}", "reward.name=package.module:function"
+        "", "problems.test={path: openai/gsm8k, split: test}", "reward={function: package.module:function}"
     )
     assert recipe.model.name_or_path == "org/base"
     assert recipe.problems.test.path == "openai/gsm8k"
-    assert recipe.reward.name == "package.module:function"
+    assert recipe.reward.function == "package.module:function"
 
 
 def test_files_that_are_not_there_are_told_with_their_line(load: Load, tmp_path: Path) -> None:
-    text = MINIMAL.replace("org/base", "./base").replace("name: number", "name: judge.py:judge")
+    text = MINIMAL.replace("org/base", "./base").replace("name: number", "function: judge.py:judge")
     option = "prompt.base=[{examples: e.jsonl}]"
     recipe = load("", option, text=text)
     nothing = "and there is no such file or folder"
@@ -636,7 +665,7 @@ def test_files_that_are_not_there_are_told_with_their_line(load: Load, tmp_path:
         f"x.yaml:3: problems.train.path is {tmp_path}/train.jsonl, {nothing}",
         f"x.yaml:4: problems.test.path is {tmp_path}/test.jsonl, {nothing}",
         f"--set {option}: prompt.base[0].examples is {tmp_path}/e.jsonl, {nothing}",
-        f"x.yaml:7: reward.name is {tmp_path}/judge.py, {nothing}",
+        f"x.yaml:7: reward.function is {tmp_path}/judge.py, {nothing}",
     ]
     assert model == (
         f"x.yaml:1: model.name_or_path is {tmp_path}/base, {nothing} (paths in a recipe begin at its folder, "

@@ -409,9 +409,10 @@ def test_a_reward_sees_the_problem_and_the_solution_as_they_are_stored(desk: Des
     )
     assert done.returncode == 0, done.stderr
     assert [row["verdict"] for row in desk.verdicts()] == ["correct", "correct"]
+    row = {"id": 7, "gold": [1], "prompt": chat, "kind": {"a": 1}}
     assert [json.loads(line) for line in (desk.folder / "seen").read_text().splitlines()] == [
-        [chat, [1], {"kind": {"a": 1}}, 3, 2, [1, 2], "length"],
-        [chat, [1], {"kind": {"a": 1}}, 1, 0, [], "eos"],
+        [chat, [1], row, 3, 2, [1, 2], "length"],
+        [chat, [1], row, 1, 0, [], "eos"],
     ]
 
 
@@ -473,7 +474,7 @@ def test_a_reward_that_cannot_be_imported_stops_at_once(desk: Desk) -> None:
     (desk.folder / "slow.py").write_text("import nothing_of_this_name\n")
     done = desk.score(reward="slow.py:reward")
     assert done.returncode == 1
-    assert "reward.name" in done.stderr
+    assert "reward.function" in done.stderr
     assert "No module named 'nothing_of_this_name'" in done.stderr
     assert done.stdout == ""
     assert (desk.folder / "verdicts.jsonl").read_text() == ""

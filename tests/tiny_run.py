@@ -37,7 +37,7 @@ prompt:
   base:
     - {{name: shown, examples: examples.jsonl}}
     - {{name: bare}}
-reward: {{name: "reward.py:even_length", num_workers: 1}}
+reward: {{function: "reward.py:even_length", num_workers: 1}}
 sampling: {{num_samples: 4, max_new_tokens: 16, temperature: 1.0, top_k: 0, unit_size: 4, max_rows: 1,
            stop_strings: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t]}}
 selection: {{max_solutions_per_problem: 3}}

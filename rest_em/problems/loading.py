@@ -35,7 +35,7 @@ def load_problems(
                 id=identity,
                 prompt=render(row),
                 reference=reference_of(row, section.reference, "problems.reference"),
-                metadata=_other_columns(row, section),
+                metadata=row.columns,
             )
         )
     return tuple(problems)
@@ -81,10 +81,6 @@ def reference_of(row: Row, column: str, key: str) -> Any:
     if value is None or value == "":
         raise ProblemError(f"{row.place}: the reference in column {column!r} is empty")
     return value
-
-
-def _other_columns(row: Row, section: ProblemsSection) -> dict[str, Any]:
-    return {key: value for key, value in row.columns.items() if key not in (section.id, section.reference)}
 
 
 def split_validation(

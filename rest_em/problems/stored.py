@@ -83,7 +83,7 @@ def is_lines(path: Path) -> bool:
 
 
 def read_problems(path: Path, reference: str) -> StoredProblems:
-    """Read problems: `id`, the column `reference`, perhaps `prompt`; the other columns are metadata.
+    """Read problems: `id`, the column `reference`, perhaps `prompt`; all columns are metadata.
 
     Args:
         path: JSON lines, or any other file that a recipe's problems may be.
@@ -143,7 +143,7 @@ def _problem(row: Row, reference: str) -> Problem:
         id=id_of(row, "id", "of problems"),
         reference=reference_of(row, reference, "--reference"),
         prompt=_prompt(row),
-        metadata={key: value for key, value in row.columns.items() if key not in ("id", "prompt", reference)},
+        metadata=row.columns,
     )
 
 

@@ -181,9 +181,11 @@ def check_files(recipe: Recipe) -> None:
     for where, variant in recipe.prompt.variants().items():
         if variant.examples is not None:
             paths[dotted(("prompt", *where, "examples"))] = variant.examples
-    reward_file = recipe.reward.name.rpartition(":")[0]
-    if reward_file.endswith(".py"):
-        paths["reward.name"] = reward_file
+    for number, part in enumerate(recipe.reward.parts):
+        reward_file = (part.function or "").rpartition(":")[0]
+        if reward_file.endswith(".py"):
+            place = f"reward.rewards[{number}]" if recipe.reward.rewards else "reward"
+            paths[f"{place}.function"] = reward_file
     wrong = [
         f"{recipe.place(key)}: {key} is {_on_one_line(path)}, and there is no such file or folder"
         for key, path in paths.items()

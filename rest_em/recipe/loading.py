@@ -45,6 +45,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: one line for each mistake: where, what was found and what is wanted.
     """
     document = read_document(path)
+    _spell_out_reward(document)
     apply_options(document, overrides)
     _resolve_paths(document, path.parent)
     recipe: Recipe | None = None
@@ -59,6 +60,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     places = {key: place.text for key, place in document.places.items()}
     recipe.remember_places(Places({(): document.name, **places}))
     return recipe
+
+
+def _spell_out_reward(document: Document) -> None:
+    """Read `reward: number` as `reward: {name: number}`."""
+    reward = document.values.get("reward")
+    if isinstance(reward, str):
+        document.values["reward"] = {"name": reward}
+        document.places["reward", "name"] = document.place(("reward",))
 
 
 class _RewardOnly(BaseModel):
@@ -80,9 +89,10 @@ def load_reward_section(
     Raises:
         RecipeError: one line for each mistake.
     """
-    values: dict[str, tuple[str, Any]] = {"name": (f"--reward {reward}", reward), **(given or {})}
+    key = "function" if ":" in reward else "name"
+    values: dict[str, tuple[str, Any]] = {key: (f"--reward {reward}", reward), **(given or {})}
     if reward == "unit_tests":  # a recipe says so with a key; who names it on a command line has said it
-        values["allow_code_execution"] = values["name"][0], True
+        values["allow_code_execution"] = f"--reward {reward}", True
     document = Document("--reward", {"reward": {key: value for key, (_, value) in values.items()}})
     for key, (option, _) in values.items():
         document.places["reward", key] = Place(option, 0)
@@ -227,7 +237,7 @@ def _texts(values: Any, path: KeyPath = ()) -> Iterator[tuple[Any, Any, KeyPath]
 
 def _resolved(key: str, value: str, folder: Path) -> str:
     file, colon, function = value, "", ""
-    if key == "reward.name":
+    if re.fullmatch(r"reward\.(rewards\[\d+\]\.)?function", key):
         file, colon, function = value.rpartition(":")
         is_path = file.endswith(".py")
     elif re.fullmatch(r"prompt\.(base\[\d+\]\.|tuned\.|training\.)?examples", key):

@@ -217,18 +217,66 @@ def _refuse_unreadable(template: str) -> None:
         _refuse([(("template",), f"is no Jinja template: line {error.lineno} of it: {error.message}")])
 
 
-class RewardSection(_Section):
-    """r(x, y): how solutions are judged."""
+class RewardFunction(_Section):
+    """A function that judges solutions: one of ours, an installed package's, or the user's own."""
 
-    name: NonEmpty
-    """Built in (`exact_match`, `number`, `boxed`), `package.module:function` or `file.py:function`."""
+    name: NonEmpty | None = None
+    """Built in (`exact_match`, `number`, `boxed`, `unit_tests`), or an entry point `rest_em.rewards`."""
+    function: NonEmpty | None = None
+    """In the place of a name: `file.py:function` or `package.module:function`."""
+    signature: Literal["rest_em", "trl", "verl", "openrlhf"] = "rest_em"
+    """How the function is called: as ours, or as that library calls its own; see docs/rewards.md."""
+    batch_size: AtLeastOne | None = None
+    """Solutions a call; None is 16 for a function that takes lists or is async, else 1."""
+    columns: dict[str, NonEmpty] = {}
+    """With `signature: trl`, parameter -> the column of the problems that it gets, where names differ."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the reward beyond problem and solution."""
+    """Keyword arguments of the reward beyond those of its signature."""
+    threshold: float = 1.0
+    """A float reward is correct if it is at least this."""
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return self.name or self.function or ""
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        wrong: list[Contradiction] = []
+        if self.name is not None and ":" in self.name:
+            wrong.append((("name",), f"is {self.name!r}; a function is named by function: {self.name}"))
+        if self.function is not None and not all(self.function.rpartition(":")[::2]):
+            text = f"is {self.function!r}; file.py:function or package.module:function is wanted"
+            wrong.append((("function",), text))
+        if self.name is not None and self.function is not None:
+            wrong.append((("function",), f"is given, and name is {self.name!r}; leave one out"))
+        _refuse(wrong)
+        return self
+
+
+class RewardPart(RewardFunction):
+    """One of several rewards."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its factor in a sum."""
+
+    @model_validator(mode="after")
+    def _is_named(self) -> Self:
+        if not self.called:
+            _refuse([(("name",), "is missing; name a reward, or a function of your own with function")])
+        return self
+
+
+class RewardSection(RewardFunction):
+    """r(x, y): how solutions are judged. `reward: number` is short for `reward: {name: number}`."""
+
+    rewards: tuple[RewardPart, ...] = ()
+    """In the place of a name: several rewards."""
+    combine: Literal["sum", "all"] = "sum"
+    """The weighted sum of `rewards`; or 1 if each of them is at least its own threshold, else 0."""
     answer: str | None = None
     """How the final answer is found for majority votes: `final_answer`, `number`, `boxed`, `last_line`,
     `text`; None is the built-in reward's own, `final_answer` for a plug-in."""
-    threshold: float = 1.0
-    """A float reward is correct if it is at least this."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Wall-clock limit of one call; the grader process is killed after it."""
     num_workers: AtLeastOne | None = None
@@ -239,6 +287,42 @@ class RewardSection(_Section):
     """Run programs that the model wrote, in a sandbox: what `unit_tests` does; see docs/sandbox.md first."""
     allow_weaker_isolation: bool = False
     """Run them although this host refuses a layer of that sandbox; which one, the refusal says."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        wrong: list[Contradiction] = []
+        if self.rewards and self.called:
+            wrong.append((("rewards",), f"are given, and {self.called!r} is too; leave one out"))
+        if not self.rewards and not self.called:
+            text = (
+                "is missing; name a reward, or a function of your own with function, or several with rewards"
+            )
+            wrong.append((("name",), text))
+        if self.rewards:
+            for key in ("signature", "batch_size", "columns", "options"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    wrong.append(((key,), "belongs to each of reward.rewards"))
+        if self.combine != "sum" and not self.rewards:
+            wrong.append((("combine",), "is for several rewards, and there are no reward.rewards"))
+        _refuse(wrong)
+        return self
+
+    @property
+    def key(self) -> str:
+        """The key that says which reward it is."""
+        return "rewards" if self.rewards else "function" if self.function else "name"
+
+    @property
+    def title(self) -> str:
+        """What messages call it, or all of them."""
+        return " + ".join(part.called for part in self.parts)
+
+    @property
+    def parts(self) -> tuple[RewardPart, ...]:
+        """The rewards, one or several."""
+        if self.rewards:
+            return self.rewards
+        return (RewardPart(**self.model_dump(include=set(RewardFunction.model_fields))),)
 
 
 class SamplingSection(_Section):

@@ -16,17 +16,15 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from rest_em.processes import kill_group
+from rest_em.rewards.signatures import Task
 from rest_em.rewards.worker import TimedReply
-from rest_em.types import Problem, Solution
 
 if TYPE_CHECKING:
     from rest_em.recipe import RewardSection
-
-Task = tuple[Problem, Solution]
 
 PIPE_BYTES = 2**20
 """Room for requests ahead, so that a grader has work while the supervisor does something else."""
@@ -62,9 +60,13 @@ class GraderProcess:
             with contextlib.suppress(PermissionError):  # a host may allow less
                 fcntl.fcntl(self._stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.tasks: deque[Task] = deque()
-        """Sent and unanswered, in order: the first one is being judged."""
+        """Sent and unanswered, in order: the first one is being judged, perhaps with others."""
         self.is_ready = False
         """Whether the reward has been imported."""
+        self.batch_size = 1
+        """How many solutions it is given at once."""
+        self._batches: deque[int] = deque()
+        """How many of `tasks` were sent together, in order."""
         self._outbox = bytearray(pickle.dumps((section, identity)))
         self._inbox = b""
         self._last_sign = time.monotonic()
@@ -72,20 +74,40 @@ class GraderProcess:
         self._may_starve = False
         self._is_silent = False
 
-    def fill(self, queue: deque[Task], share: int) -> None:
-        """Take solutions from `queue` to work ahead, at most `share`.
+    def fill(self, queue: deque[Task], share: int, alone: Container[int]) -> None:
+        """Take solutions from `queue` to work ahead, about `share` of them.
 
         The window doubles when the grader was left without work although there was some.
+
+        Args:
+            queue: what nobody has been given yet.
+            share: this grader's, so that others have work too.
+            alone: the identities of solutions that are judged one by one.
         """
         if self._may_starve and not self.tasks:
             self._window = min(2 * self._window, MAX_WINDOW)
-        while queue and len(self.tasks) < min(self._window, share):
-            self.tasks.append(queue.popleft())
-            self._outbox += pickle.dumps(self.tasks[-1])
-            if len(self.tasks) == 1:
+        while queue and len(self.tasks) < max(min(self._window, share), 1):
+            batch = _next_batch(queue, min(self.batch_size, share), alone)
+            if not self.tasks:
                 self._last_sign = time.monotonic()
+            self.tasks += batch
+            self._batches.append(len(batch))
+            self._outbox += pickle.dumps(batch)
         self._may_starve = bool(queue)
         self._flush()
+
+    def answered(self) -> Task:
+        """Take the solution that a reply is about off the tasks."""
+        if self._batches[0] == 1:
+            self._batches.popleft()
+        else:
+            self._batches[0] -= 1
+        return self.tasks.popleft()
+
+    @property
+    def begun(self) -> int:
+        """How many of the tasks are being judged together."""
+        return self._batches[0] if self._batches else 0
 
     def receive(self) -> list[TimedReply]:
         """Return the replies since the last call."""
@@ -143,3 +165,11 @@ class GraderProcess:
             return f"left with exit status {code}"
         hint = "; out of memory?" if code == -signal.SIGKILL else ""
         return f"was killed by signal {-code}, {signal.strsignal(-code)}{hint}"
+
+
+def _next_batch(queue: deque[Task], size: int, alone: Container[int]) -> list[Task]:
+    """Take what is judged together off the queue: at least one, and one that is to be alone by itself."""
+    batch = [queue.popleft()]
+    while queue and len(batch) < size and id(batch[0][1]) not in alone and id(queue[0][1]) not in alone:
+        batch.append(queue.popleft())
+    return batch

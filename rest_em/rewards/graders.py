@@ -11,13 +11,15 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rest_em.errors import RewardError
 from rest_em.processes import usable_cores
-from rest_em.rewards.grader_process import GraderProcess, Task
+from rest_em.rewards.grader_process import GraderProcess
 from rest_em.rewards.registry import call_limit_seconds, is_built_in, reward_identity
+from rest_em.rewards.signatures import Task
 from rest_em.rewards.worker import TimedReply
 from rest_em.types import GradedSolution, Problem, Solution, Verdict
 
@@ -67,6 +69,8 @@ class Graders:
         self._log: IO[bytes] | None = None
         self._queue: deque[Task] = deque()
         self._processes: list[GraderProcess] = []
+        self._alone: set[int] = set()
+        """Solutions of a batch that hung or killed its process, which are judged one by one, by identity."""
         self._done: list[tuple[GradedSolution, bool, float]] = []
         self._num_pending = 0
 
@@ -134,7 +138,7 @@ class Graders:
         while len(self._processes) < min(self._num_workers, num_open):
             self._processes.append(GraderProcess(self._section, self.identity, self._open_log()))
         for process in self._processes:
-            process.fill(self._queue, share=-(-num_open // len(self._processes)))
+            process.fill(self._queue, -(-num_open // len(self._processes)), self._alone)
         if self._log is not None and os.fstat(self._log.fileno()).st_size > MAX_LOG_BYTES:
             os.ftruncate(self._log.fileno(), 0)
 
@@ -148,10 +152,8 @@ class Graders:
                 self._processes.remove(process)
                 ended = process.end()
                 how = ended if is_gone else f"was not ready within {START_SECONDS:g} s"
-                name = self._section.name
-                raise RewardError(
-                    f"reward.name {name}: importing it, the grader process {how}{self._see_log()}"
-                )
+                name = f"reward.{self._section.key} {self._section.title}"
+                raise RewardError(f"{name}: importing it, the grader process {how}{self._see_log()}")
         elif is_gone:
             self._replace(process, "its grader process {how}")
         elif process.tasks and process.silent_seconds > limit:
@@ -160,26 +162,32 @@ class Graders:
     def _take(self, process: GraderProcess, reply: TimedReply) -> None:
         kind, reward, answer, reason, seconds = reply
         if kind == "ready":
-            process.is_ready = True
+            process.is_ready, process.batch_size = True, int(reward)
             if reason and self._tell is not None:
                 self._tell(reason)
                 self._tell = None
         elif kind == "error":
             raise RewardError(reason)
         else:
-            _, solution = process.tasks.popleft()
+            _, solution = process.answered()
+            self._alone.discard(id(solution))
             verdict = Verdict.UNSCORABLE if kind == "failed" else Verdict(kind)
             graded = GradedSolution(solution, verdict, reward, answer, reason)
             self._done.append((graded, kind == "failed", seconds))
 
     def _replace(self, process: GraderProcess, what: str) -> None:
-        """End a grader; the solution that it was judging is unscorable, the others go to the next grader."""
+        """End a grader; the solution that it was judging is unscorable, the others go to the next grader.
+
+        Where it was judging several, which of them is at fault is found by judging each alone.
+        """
         self._processes.remove(process)
         seconds = process.silent_seconds
         how = process.end()
-        if process.tasks:
+        if process.begun > 1:
+            self._alone |= {id(solution) for _, solution in islice(process.tasks, process.begun)}
+        elif process.tasks:
             problem, solution = process.tasks.popleft()
-            reason = f"{problem.id}: the reward {self._section.name} {what.format(how=how)}{self._see_log()}"
+            reason = f"{problem.id}: the reward {self._section.title} {what.format(how=how)}{self._see_log()}"
             self._done.append(
                 (GradedSolution(solution, Verdict.UNSCORABLE, 0.0, None, reason), True, seconds)
             )
@@ -217,7 +225,7 @@ def canary(section: RewardSection, problem: Problem, tell: Callable[[str], None]
     Raises:
         RewardError: it does not; the message says what happened.
     """
-    where = f"reward.name {section.name}, tried on problem {problem.id}"
+    where = f"reward.{section.key} {section.title}, tried on problem {problem.id}"
     gold = None
     with Graders(section.model_copy(update={"num_workers": 1}), tell=tell) as graders:
         empty, has_failed = graders.judge_one(problem, _solution(problem, ""))
@@ -228,7 +236,7 @@ def canary(section: RewardSection, problem: Problem, tell: Callable[[str], None]
         text = str(problem.reference)
         if section.name == "boxed" and "\\boxed" not in text:
             text = f"\\boxed{{{text}}}"
-        if section.name != "unit_tests":
+        if section.name is not None and section.name != "unit_tests":
             gold, _ = graders.judge_one(problem, _solution(problem, text))
     advice = "choose another reward, or the column with the gold answer or the tests: problems.reference"
     for judged in (empty, gold):
@@ -267,5 +275,5 @@ def check_unscorable(
     raise RewardError(
         f"{where}: {len(reasons):,} of {num_judged:,} solutions could not be judged "
         f"({len(reasons) / num_judged:.1%}, allowed are {section.max_unscorable:.1%}); mend the reward "
-        f"{section.name} or its references, or raise reward.max_unscorable. Reasons:\n{shown}"
+        f"{section.title} or its references, or raise reward.max_unscorable. Reasons:\n{shown}"
     )

@@ -5,15 +5,15 @@ A plug-in's code runs on import: only grader processes load rewards, never the p
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any
 from rest_em.errors import RewardError
 from rest_em.recipe import nearest
 from rest_em.rewards.answers import EXTRACTORS, boxed_match, exact_match, number_match
+from rest_em.rewards.signatures import Call, make_call, plain
 from rest_em.rewards.unit_tests import UnitTests
 from rest_em.storage import file_hash
-from rest_em.types import Problem, RewardFunction, Solution
+from rest_em.types import RewardFunction
 
 if TYPE_CHECKING:
-    from rest_em.recipe import RewardSection
+    from rest_em.recipe import RewardPart, RewardSection
 
-RawReward = Callable[[Problem, Solution], object]
-"""A `RewardFunction`, perhaps: a plug-in before anything is known of what it returns."""
+GROUP = "rest_em.rewards"
+"""The group of entry points in which packages offer rewards by name."""
 
 BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
     "exact_match": (exact_match, "final_answer"),
@@ -38,49 +39,77 @@ BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
     "boxed": (boxed_match, "boxed"),
 }
 """The built-in rewards by name, each with the extractor of its answers."""
+BUILT_IN_NAMES = (*BUILT_IN, "unit_tests")
 
-_WANTED = "a reward is package.module:function, file.py:function, or one of the built-in ones: " + ", ".join(
-    [*BUILT_IN, "unit_tests"]
-)
+_WANTED = "a function of your own is reward.function: file.py:function, or package.module:function"
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedReward:
-    """A reward that can be called.
+class LoadedPart:
+    """One reward that can be called.
 
     Example:
-        LoadedReward("number", number_match, EXTRACTORS["number"], threshold=1.0)
+        LoadedPart("number", make_call("number", number_match), weight=1.0, threshold=1.0)
     """
 
     name: str
     """As in the recipe."""
-    function: RawReward
-    """Its options are bound."""
-    extract_answer: Callable[[str], str | None]
-    """Finds the answer that votes in maj@k."""
+    call: Call
+    weight: float
     threshold: float
     """A float reward is correct if it is at least this."""
+    source: Path | None = None
+    """The file of the user's own code, to tell of errors in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReward:
+    """The rewards of a recipe that can be called, and how they are combined."""
+
+    parts: tuple[LoadedPart, ...]
+    combine: str
+    """`sum` or `all`, as in the recipe."""
+    threshold: float
+    """What a sum must be at least to be correct."""
+    extract_answer: Callable[[str], str | None]
+    """Finds the answer that votes in maj@k."""
     note: str = ""
     """What people are told before it judges."""
 
 
 def load_reward(section: RewardSection) -> LoadedReward:
-    """Import a reward and bind its options.
+    """Import a recipe's rewards and bind their options.
 
     Raises:
         RewardError: there is no such reward, its code cannot be imported, or it does not take these options.
     """
-    if section.name == "unit_tests":
-        judge = _unit_tests(section)
-        note = f"isolation of programs: {judge.isolation}"
-        return LoadedReward(section.name, judge, EXTRACTORS["none"], section.threshold, note)
-    function = BUILT_IN[section.name][0] if is_built_in(section) else _find_function(section.name)
-    _check_call(section.name, function, section.options)
-    bound = functools.partial(function, **section.options) if section.options else function
-    return LoadedReward(section.name, bound, EXTRACTORS[answer_name(section)], section.threshold)
+    parts, notes = [], []
+    for part in section.parts:
+        function, source, options = _function_of(part, section), None, part.options
+        if isinstance(function, UnitTests):
+            notes.append(f"isolation of programs: {function.isolation}")
+            options = {}
+        elif part.name not in BUILT_IN:
+            source = _source_file(function)
+        call = make_call(
+            part.called, function, part.signature, options=options, columns=part.columns,
+            batch_size=part.batch_size,
+        )  # fmt: skip
+        parts.append(LoadedPart(part.called, call, part.weight, part.threshold, source))
+    extractor = EXTRACTORS[answer_name(section)]
+    return LoadedReward(tuple(parts), section.combine, section.threshold, extractor, "; ".join(notes))
 
 
-def _unit_tests(section: RewardSection) -> UnitTests:
+def _function_of(part: RewardPart, section: RewardSection) -> Callable[..., Any]:
+    if part.name not in BUILT_IN_NAMES:
+        return _installed(part.name) if part.name else _find_function(part.called)
+    for key in ("signature", "batch_size", "columns"):
+        if getattr(part, key) != type(part).model_fields[key].default:
+            raise RewardError(f"reward.{key}: is for functions of your own, and {part.name} is built in")
+    return _unit_tests(part, section) if part.name == "unit_tests" else BUILT_IN[part.name][0]
+
+
+def _unit_tests(part: RewardPart, section: RewardSection) -> UnitTests:
     """Start a sandbox and return the reward that runs programs in it.
 
     Raises:
@@ -88,73 +117,137 @@ def _unit_tests(section: RewardSection) -> UnitTests:
     """
     if not section.allow_code_execution:
         raise RewardError(
-            "reward.name unit_tests: it runs programs that the model wrote; read docs/sandbox.md and allow it "
-            "with reward.allow_code_execution: true"
+            "reward.name unit_tests: it runs programs that the model wrote; read docs/sandbox.md and allow "
+            "it with reward.allow_code_execution: true"
         )
     own = ("self", "cpu_seconds", "allow_weaker_isolation")
     taken = [name for name in inspect.signature(UnitTests.__init__).parameters if name not in own]
-    for key in section.options:
+    for key in part.options:
         if key not in taken:
             raise RewardError(f"reward.options: {_unknown(key, taken)}; unit_tests takes {', '.join(taken)}")
     return UnitTests(
         cpu_seconds=section.timeout_seconds,
         allow_weaker_isolation=section.allow_weaker_isolation,
-        **section.options,
+        **part.options,
     )
 
 
 def call_limit_seconds(section: RewardSection) -> float:
     """Return how long one call may take before its process is killed.
 
-    A plug-in's is `reward.timeout_seconds`. That is a program's own limit in `unit_tests`, which ends it, runs
-    it again alone where the machine was busy, and tells why: its process is killed only if that fails.
+    A function's is `reward.timeout_seconds`, of several rewards their sum. That is a program's own limit in
+    `unit_tests`, which ends it, runs it again alone where the machine was busy, and tells why: its process is
+    killed only if that fails.
     """
-    return 60 + 12 * section.timeout_seconds if section.name == "unit_tests" else section.timeout_seconds
+    own = section.timeout_seconds
+    return sum(60 + 12 * own if part.name == "unit_tests" else own for part in section.parts)
 
 
 def is_built_in(section: RewardSection) -> bool:
-    """Say whether a recipe's reward is one of ours."""
-    return section.name in BUILT_IN or section.name == "unit_tests"
+    """Say whether all of a recipe's rewards are ours."""
+    return all(part.name in BUILT_IN_NAMES for part in section.parts)
 
 
 def answer_name(section: RewardSection) -> str:
-    """Return the name of the extractor whose answers vote.
+    """Return the name of the extractor whose answers vote: the recipe's, or the first built-in reward's.
 
     Raises:
         RewardError: there is no such extractor.
     """
-    if section.answer is None:
-        if section.name == "unit_tests":
-            return "none"
-        return BUILT_IN[section.name][1] if is_built_in(section) else "final_answer"
-    if section.answer not in EXTRACTORS:
-        raise RewardError(f"reward.answer: {_unknown(section.answer, EXTRACTORS)}")
-    return section.answer
+    if section.answer is not None:
+        if section.answer not in EXTRACTORS:
+            raise RewardError(f"reward.answer: {_unknown(section.answer, EXTRACTORS)}")
+        return section.answer
+    names = [part.name for part in section.parts if part.name in BUILT_IN]
+    if names:
+        return BUILT_IN[str(names[0])][1]
+    return "none" if any(part.name == "unit_tests" for part in section.parts) else "final_answer"
 
 
 def reward_identity(section: RewardSection) -> dict[str, Any]:
     """Return what verdicts depend on, as a JSON value.
 
-    A plug-in is known by the content of its file, not by where it lies; what that file imports is not looked
-    at. How many graders judge, and how long they may take, does not matter.
+    A function is known by the content of its file, not by where it lies; what that file imports is not looked
+    at. How many graders judge, how many solutions at once, and how long they may take, does not matter; but
+    for `unit_tests` a program's time is part of the verdict.
 
     Raises:
         RewardError: there is no such reward.
     """
-    value: dict[str, Any] = section.model_dump(mode="json", include={"options", "threshold"})
-    value["answer"] = answer_name(section)
-    if is_built_in(section):
-        return value | {"name": section.name, "source": None}
-    target, function = _split(section.name)
-    source = _source_of(target, section.name)
+    parts = [_part_identity(part, section) for part in section.parts]
+    value: dict[str, Any] = {"threshold": section.threshold, "answer": answer_name(section)}
+    if not section.rewards:
+        return parts[0] | value
+    return value | {"combine": section.combine, "rewards": parts}
+
+
+def _part_identity(part: RewardPart, section: RewardSection) -> dict[str, Any]:
+    value: dict[str, Any] = {"name": part.called, "source": None, "options": part.options}
+    if section.rewards:
+        value |= {"weight": part.weight, "threshold": part.threshold}
+    if part.name == "unit_tests":
+        return value | {"timeout_seconds": section.timeout_seconds}
+    if part.name in BUILT_IN:
+        return value
+    value |= {"signature": part.signature, "columns": part.columns}
+    if part.name is not None:
+        entry = _entry_point(part.name)
+        return value | {"source": f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value}
+    target, function = _split(part.called)
+    source = _source_of(target, part.called)
     name = f"{source.name if _is_file(target) else target}:{function}"
     return value | {"name": name, "source": file_hash(source)}
+
+
+def _entry_point(name: str) -> importlib.metadata.EntryPoint:
+    """Return the entry point of a package's reward.
+
+    Raises:
+        RewardError: there is none, or two, or a package offers one with the name of a built-in reward.
+    """
+    offered = importlib.metadata.entry_points(group=GROUP)
+    for each in offered:
+        if each.name in BUILT_IN_NAMES:
+            raise RewardError(
+                f"reward.name {name}: the package {_package_of(each)} offers a reward {each.name!r}, which "
+                "is the name of a built-in one; take that package out, or have it choose another name"
+            )
+    found = [each for each in offered if each.name == name]
+    if len(found) > 1:
+        packages = " and ".join(map(_package_of, found))
+        raise RewardError(f"reward.name {name}: {packages} both offer it; take one of them out")
+    if not found:
+        known = [*BUILT_IN_NAMES, *(each.name for each in offered)]
+        raise RewardError(f"reward.name: {_unknown(name, known)}; {_WANTED}")
+    return found[0]
+
+
+def _package_of(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+def _installed(name: str) -> Callable[..., Any]:
+    """Import a package's reward."""
+    entry = _entry_point(name)
+    try:
+        function = entry.load()
+    except (Exception, SystemExit) as error:  # a package's code, which may raise anything
+        raise RewardError(
+            f"reward.name {name}: importing {entry.value} of {_package_of(entry)} raised {describe(error)}"
+        ) from error
+    if not callable(function):
+        raise RewardError(
+            f"reward.name {name}: {entry.value} of {_package_of(entry)} is of type "
+            f"{type(function).__name__}; wanted a function"
+        )
+    checked: Callable[..., Any] = function
+    return checked
 
 
 def _split(name: str) -> tuple[str, str]:
     target, colon, function = name.rpartition(":")
     if not (colon and target and function):
-        raise RewardError(f"reward.name: {_unknown(name, BUILT_IN)}; {_WANTED}")
+        raise RewardError(f"reward.function {name}: {_WANTED}")
     return target, function
 
 
@@ -167,7 +260,7 @@ def _source_of(target: str, name: str) -> Path:
     if _is_file(target):
         if not Path(target).is_file():
             raise RewardError(
-                f"reward.name {name}: there is no file {target}; a path is taken from the recipe's folder"
+                f"reward.function {name}: there is no file {target}; a path is taken from the recipe's folder"
             )
         return Path(target)
     search = [str(Path.cwd()), *sys.path]  # graders start with `python -m`, which imports from there
@@ -185,28 +278,30 @@ def _source_of(target: str, name: str) -> Path:
 
 def _no_module(target: str, name: str) -> RewardError:
     return RewardError(
-        f"reward.name {name}: there is no module {target}; install its package, or give the path of a file: "
-        "file.py:function"
+        f"reward.function {name}: there is no module {target}; install its package, or give the path of a "
+        "file: file.py:function"
     )
 
 
-def _find_function(name: str) -> RawReward:
+def _find_function(name: str) -> Callable[..., Any]:
     target, function_name = _split(name)
     source = _source_of(target, name)
     try:
         module = _import_file(source) if _is_file(target) else importlib.import_module(target)
     except (Exception, SystemExit) as error:  # a user's code, which may raise anything
         where = error_place(error, source)
-        raise RewardError(f"reward.name {name}: importing it raised {describe(error)} ({where})") from error
+        raise RewardError(
+            f"reward.function {name}: importing it raised {describe(error)} ({where})"
+        ) from error
     function = vars(module).get(function_name)
     if function is None:
         own = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise RewardError(f"reward.name {name}: {_unknown(function_name, own)} in {source}")
+        raise RewardError(f"reward.function {name}: {_unknown(function_name, own)} in {source}")
     if not callable(function):
         raise RewardError(
-            f"reward.name {name}: {function_name} is of type {type(function).__name__}; wanted a function"
+            f"reward.function {name}: {function_name} is of type {type(function).__name__}; wanted a function"
         )
-    checked: RawReward = function
+    checked: Callable[..., Any] = function
     return checked
 
 
@@ -224,36 +319,16 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _check_call(name: str, function: RawReward, options: Mapping[str, Any]) -> None:
-    """Refuse options that the function does not take, and functions that need more than they get."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return  # code in C may not tell
-    taken = [
-        key
-        for key, parameter in list(signature.parameters.items())[2:]
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for key in options:
-        if key not in taken and not takes_any:
-            raise RewardError(
-                f"reward.options: {_unknown(key, taken)}; {name} is called as {name}{signature}"
-            )
-    try:
-        signature.bind(None, None, **options)
-    except TypeError as error:
-        raise RewardError(
-            f"reward.options: {error}; {name}{signature} gets a problem, a solution and reward.options"
-        ) from error
-
-
 def _unknown(found: str, known: Iterable[str]) -> str:
     names = list(known)
     near = nearest(found, names)
     hint = f"there is {', '.join(names) or 'none'}" if near is None else f"did you mean {near}?"
     return f"unknown name {found!r}; {hint}"
+
+
+def _source_file(function: Callable[..., Any]) -> Path | None:
+    function = plain(function)
+    return Path(function.__code__.co_filename) if inspect.isfunction(function) else None
 
 
 def describe(error: BaseException) -> str:

@@ -1,14 +1,12 @@
-"""A grader process: calls the reward, one solution at a time, on its main thread.
+"""A grader process: calls the rewards, on its main thread, and makes one verdict of what they say.
 
-Standard input brings pickles: the recipe's section, then (problem, solution) pairs. Replies leave as lines of
-JSON on a private copy of standard output, while what the reward prints goes to the log. Started by `graders`,
-which kills it when a call takes too long. Not a sandbox: the reward can do what its user can.
+Standard input brings pickles: the recipe's section, then lists of (problem, solution) pairs. Replies leave as
+lines of JSON on a private copy of standard output, while what the reward prints goes to the log. Started by
+`graders`, which kills it when a call takes too long. Not a sandbox: the reward can do what its user can.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import math
 import numbers
@@ -17,19 +15,21 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rest_em.errors import RewardError, UnscorableError
 from rest_em.processes import die_with_parent
 from rest_em.rewards.registry import (
+    LoadedPart,
     LoadedReward,
     describe,
     error_place,
     load_reward,
     reward_identity,
 )
+from rest_em.rewards.signatures import Task
 from rest_em.types import Outcome, Problem, Solution
 
 if TYPE_CHECKING:
@@ -46,40 +46,75 @@ MAX_REASON = 600
 """Characters of a reason."""
 
 
-def judge(loaded: LoadedReward, problem: Problem, solution: Solution) -> Reply:
-    """Return what a reward says of a solution."""
-    answer = loaded.extract_answer(solution.text)
-    try:
-        returned = loaded.function(problem, solution)
-        told = returned.reason if isinstance(returned, Outcome) else ""
-        value = _plain_number(returned.reward if isinstance(returned, Outcome) else returned)
-    except UnscorableError as error:
-        kind, reward, reason = "unscorable", 0.0, str(error)
-    except BaseException as error:  # a user's code, which may raise anything, SystemExit included
-        said = f"raised {describe(error)} ({error_place(error, _source_file(loaded))})"
-        kind, reward, reason = "failed", 0.0, f"the reward {loaded.name} {said}"
-    else:
-        kind, reward, reason = _read(value, loaded, has_answer=answer is not None)
-        reason = told or reason
-    if kind in {"unscorable", "failed"}:
-        reason = f"{problem.id}: {reason}"[:MAX_REASON]
-    return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one reward said of one solution."""
+
+    kind: str
+    """`judged`, `unscorable` or `failed`."""
+    reward: float
+    reason: str
+    """Empty where there is nothing to say beyond the number."""
 
 
-def _read(value: object, loaded: LoadedReward, *, has_answer: bool) -> tuple[str, float, str]:
-    """Return kind, reward and reason of what a reward returned."""
-    if value is True:
-        return "correct", 1.0, ""
-    if value is False:
-        return "incorrect", 0.0, "wrong" if has_answer else "no answer"
+def judge(loaded: LoadedReward, tasks: Sequence[Task]) -> list[Reply]:
+    """Return what a recipe's rewards say of each solution."""
+    by_part = [[_heard(part, value) for value in part.call(tasks)] for part in loaded.parts]
+    return [
+        _reply(loaded, problem, solution, [said[place] for said in by_part])
+        for place, (problem, solution) in enumerate(tasks)
+    ]
+
+
+def _heard(part: LoadedPart, value: object) -> _Said:
+    """Read what a reward returned, or raised."""
+    if isinstance(value, UnscorableError):
+        return _Said("unscorable", 0.0, str(value))
+    if isinstance(value, BaseException):
+        place = error_place(value, part.source)
+        return _Said("failed", 0.0, f"the reward {part.name} raised {describe(value)} ({place})")
+    told = value.reason if isinstance(value, Outcome) else ""
+    value = _plain_number(value.reward if isinstance(value, Outcome) else value)
     reward = _weight(value)
     if reward is None:
         found = repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
         said = f"returned {found}; wanted a bool or a finite number >= 0"
-        return "failed", 0.0, f"the reward {loaded.name} {said}"
+        return _Said("failed", 0.0, f"the reward {part.name} {said}")
+    return _Said("judged", reward, told or ("wrong" if value is False else ""))
+
+
+def _reply(loaded: LoadedReward, problem: Problem, solution: Solution, said: Sequence[_Said]) -> Reply:
+    """Make one verdict of what each reward said; one that cannot judge leaves all of it unscorable."""
+    answer = loaded.extract_answer(solution.text)
+    broken = [one for one in said if one.kind != "judged"]
+    if broken:
+        kind, reward, reason = broken[0].kind, 0.0, f"{problem.id}: {broken[0].reason}"[:MAX_REASON]
+    elif loaded.combine == "all":
+        kind, reward, reason = _all_must_pass(loaded, said)
+    else:
+        kind, reward, reason = _sum(loaded, said, has_answer=answer is not None)
+    return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
+
+
+def _all_must_pass(loaded: LoadedReward, said: Sequence[_Said]) -> tuple[str, float, str]:
+    for part, one in zip(loaded.parts, said, strict=True):
+        if one.reward < part.threshold:
+            why = one.reason or f"reward {one.reward:g} is below {part.threshold:g}"
+            return "incorrect", 0.0, f"{part.name}: {why}"
+    return "correct", 1.0, "; ".join(one.reason for one in said if one.reason)
+
+
+def _sum(loaded: LoadedReward, said: Sequence[_Said], *, has_answer: bool) -> tuple[str, float, str]:
+    reward = sum(part.weight * one.reward for part, one in zip(loaded.parts, said, strict=True))
+    below = f"reward {reward:g} is below {loaded.threshold:g}"
+    if len(said) > 1:
+        told = [f"{part.name} {one.reward:g}" for part, one in zip(loaded.parts, said, strict=True)]
+        below, reason = f"{below}: {', '.join(told)}", ""
+    else:
+        reason = said[0].reason
     if reward >= loaded.threshold:
-        return "correct", reward, ""
-    return "incorrect", reward, f"reward {reward:g} is below {loaded.threshold:g}"
+        return "correct", reward, "" if reason == "wrong" else reason
+    return "incorrect", reward, "no answer" if reason == "wrong" and not has_answer else reason or below
 
 
 def _plain_number(value: object) -> object:
@@ -102,12 +137,6 @@ def _weight(value: object) -> float | None:
     return reward if math.isfinite(reward) and reward >= 0 else None
 
 
-def _source_file(loaded: LoadedReward) -> Path | None:
-    function = loaded.function.func if isinstance(loaded.function, functools.partial) else loaded.function
-    function = inspect.unwrap(function)
-    return Path(function.__code__.co_filename) if inspect.isfunction(function) else None
-
-
 def _private_pipes() -> tuple[BinaryIO, int]:
     """Keep the pipes to the supervisor for ourselves; a reward reads an empty input and prints to the log."""
     requests = os.fdopen(os.dup(0), "rb")
@@ -119,10 +148,10 @@ def _private_pipes() -> tuple[BinaryIO, int]:
     return requests, replies
 
 
-def _send(replies: int, value: Any) -> None:
-    line = json.dumps(value).encode() + b"\n"
-    while line:
-        line = line[os.write(replies, line) :]
+def _send(replies: int, *values: Any) -> None:
+    lines = b"".join(json.dumps(value).encode() + b"\n" for value in values)
+    while lines:
+        lines = lines[os.write(replies, lines) :]
 
 
 def _watch_supervisor(lifeline: int) -> None:
@@ -151,7 +180,7 @@ def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
     found = reward_identity(section)
     if found != identity:
         raise RewardError(
-            f"reward {section.name}: its file has changed while the run goes on, and the verdicts of two "
+            f"reward {section.title}: its file has changed while the run goes on, and the verdicts of two "
             "rewards must not be mixed; give the same command again to go on with the new one"
         )
     return load_reward(section)
@@ -168,18 +197,20 @@ def main() -> None:
     except RewardError as error:
         _send(replies, ["error", 0.0, None, str(error), 0.0])
         return
-    _send(replies, ["ready", 0.0, None, loaded.note, 0.0])
+    batch_size = max(part.call.batch_size for part in loaded.parts)
+    _send(replies, ["ready", float(batch_size), None, loaded.note, 0.0])
     while True:
         try:
-            problem, solution = pickle.load(requests)
+            tasks = pickle.load(requests)
         except EOFError:
             os._exit(0)  # without waiting for threads that a reward may have left behind
         started = time.perf_counter()
-        reply = (*judge(loaded, problem, solution), time.perf_counter() - started)
+        judged = judge(loaded, tasks)
+        seconds = (time.perf_counter() - started) / len(tasks)
         if os.getpid() != process_id:
             os._exit(0)  # a child that the reward forked and let return
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left set would hit the next solution
-        _send(replies, reply)
+        _send(replies, *((*reply, seconds) for reply in judged))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def plugin(tmp_path: Path) -> Plugin:
         source = f"import os, signal, sys, time\n{before}\ndef reward(problem, solution):\n{lines}"
         path = tmp_path / "mine.py"
         path.write_text(source)
-        return RewardSection(**{"name": f"{path}:reward", "num_workers": 1, **settings})
+        return RewardSection(**{"function": f"{path}:reward", "num_workers": 1, **settings})
 
     return write
 
@@ -148,7 +148,7 @@ def test_a_reward_that_fails_is_unscorable_with_the_problem_and_the_cause(plugin
     assert verdicts(graded) == [UNSCORABLE, CORRECT] * len(FAILURES)
     for one, reason in zip(graded[::2], FAILURES.values(), strict=True):
         assert one.reward == 0.0
-        assert one.reason.startswith(f"p1: the reward {section.name} ")
+        assert one.reason.startswith(f"p1: the reward {section.function} ")
         assert re.search(reason, one.reason)
         assert len(one.reason.encode()) < 5000
 
@@ -281,7 +281,7 @@ def test_graders_and_what_rewards_start_die_with_their_supervisor_however_it_die
         "from rest_em.recipe import RewardSection\n"
         "from rest_em.rewards.graders import Graders\n"
         "from rest_em.types import Problem, Solution\n"
-        f"graders = Graders(RewardSection(name={section.name!r}, timeout_seconds=1000.0))\n"
+        f"graders = Graders(RewardSection(function={section.function!r}, timeout_seconds=1000.0))\n"
         "graders.submit(Problem('p1', '?', '4'), Solution('p1', 0, 1, '', (), 'eos'))\n"
         "while True: graders.collect(1.0)\n"
     )
@@ -355,17 +355,17 @@ def test_a_plugin_that_cannot_be_loaded_is_refused_with_place_and_advice(
 ) -> None:
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(RewardError, match=message):
-        load_reward(RewardSection(name=f"{tmp_path}/mine.py:reward"))
+        load_reward(RewardSection(function=f"{tmp_path}/mine.py:reward"))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"name": "numbers"}, "unknown name 'numbers'; did you mean number[?].*file.py:function"),
-        ({"name": "rm"}, "unknown name 'rm'; there is exact_match, number, boxed"),
-        ({"name": "/nowhere/mine.py:reward"}, "there is no file /nowhere/mine.py"),
-        ({"name": "no_such_package.rewards:reward"}, "there is no module no_such_package.rewards"),
-        ({"name": "rest_em.rewards.answers:exact_mach"}, "did you mean exact_match[?]"),
+        ({"name": "rm"}, "unknown name 'rm'; there is exact_match, number, boxed, unit_tests"),
+        ({"function": "/nowhere/mine.py:reward"}, "there is no file /nowhere/mine.py"),
+        ({"function": "no_such_package.rewards:reward"}, "there is no module no_such_package.rewards"),
+        ({"function": "rest_em.rewards.answers:exact_mach"}, "did you mean exact_match[?]"),
         ({"name": "number", "answer": "boxd"}, "reward.answer: unknown name 'boxd'; did you mean boxed[?]"),
         ({"name": "number", "options": {"tolerance": 1}}, "reward.options: unknown name 'tolerance'"),
     ],
@@ -381,10 +381,10 @@ def test_options_become_keyword_arguments(tmp_path: Path) -> None:
         "def reward(problem, solution, *, level, scale=1.0): return level * scale"
     )
     name = f"{tmp_path}/mine.py:reward"
-    loaded = load_reward(RewardSection(name=name, options={"level": 3}))
-    assert loaded.function(PROBLEM, solution("x")) == 3.0
-    with pytest.raises(RewardError, match="unknown name 'levels'; did you mean level"):
-        load_reward(RewardSection(name=name, options={"levels": 3}))
+    loaded = load_reward(RewardSection(function=name, options={"level": 3}))
+    assert loaded.parts[0].call([(PROBLEM, solution("x"))]) == [3.0]
+    with pytest.raises(RewardError, match="unknown name 'levels'.*level, scale"):
+        load_reward(RewardSection(function=name, options={"levels": 3}))
 
 
 @pytest.mark.usefixtures("clean_imports")
@@ -397,7 +397,8 @@ def test_a_file_may_hold_dataclasses_and_import_its_neighbours(tmp_path: Path) -
         "@dataclass\nclass Part:\n    weight: float\n"
         "def reward(problem, solution): return Part(LEVEL).weight\n"
     )
-    assert load_reward(RewardSection(name=f"{tmp_path}/mine.py:reward")).function(PROBLEM, solution("")) == 2
+    loaded = load_reward(RewardSection(function=f"{tmp_path}/mine.py:reward"))
+    assert loaded.parts[0].call([(PROBLEM, solution(""))]) == [2]
 
 
 def test_an_import_that_fails_stops_the_run_and_is_not_tried_for_ever(
@@ -419,7 +420,7 @@ def test_the_identity_of_a_reward_is_what_verdicts_depend_on(tmp_path: Path) -> 
         path = tmp_path / folder / "mine.py"
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
-        return reward_identity(RewardSection(name=f"{path}:reward", **settings))
+        return reward_identity(RewardSection(function=f"{path}:reward", **settings))
 
     same = identity()  # the file is not run
     assert identity(folder="two") == same
@@ -432,7 +433,7 @@ def test_the_identity_of_a_reward_is_what_verdicts_depend_on(tmp_path: Path) -> 
 
 
 def test_the_identity_of_a_module_is_its_file_and_of_a_built_in_its_name() -> None:
-    own = reward_identity(RewardSection(name="rest_em.rewards.answers:exact_match"))
+    own = reward_identity(RewardSection(function="rest_em.rewards.answers:exact_match"))
     assert own["name"] == "rest_em.rewards.answers:exact_match"
     assert len(own["source"]) == 16
     assert reward_identity(RewardSection(name="number")) == {
