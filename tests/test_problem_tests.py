@@ -59,8 +59,9 @@ def test_tests_may_be_stored_as_a_text() -> None:
 
 
 def test_assertions_about_literals_are_read_as_calls() -> None:
-    test = '"""Of f."""\nMETADATA = {"author": "x"}\n\ndef check(candidate):\n' + (
-        "    assert candidate(1, [2.5], k='a') == (1,)\n    assert True\n    assert candidate(-1) == None, 'why'\n"
+    test = (
+        '"""Of f."""\nMETADATA = {"author": "x"}\n\ndef check(candidate):\n    assert True\n'
+        "    assert candidate(1, [2.5], k='a') == (1,)\n    assert candidate(-1) == None, 'why'\n"
     )
     found = parse_tests({"format": "assert", "entry_point": "f", "test": test})
     assert isinstance(found, FunctionTests)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -398,7 +399,7 @@ def test_a_closed_sandbox_leaves_no_process_descriptor_or_file() -> None:
     def state() -> tuple[Any, ...]:
         return (
             len(_below(os.getpid())),
-            len(os.listdir("/proc/self/fd")),
+            len(list(Path("/proc/self/fd").iterdir())),
             sorted(Path("/tmp").glob("rest_em-*")),
         )
 
@@ -448,22 +449,17 @@ def _public_python() -> str | None:
 @pytest.mark.skipif(_public_python() is None, reason="no Python that an ordinary user can start")
 def test_all_holds_for_an_ordinary_user_too() -> None:
     user = pwd.getpwnam("nobody")
-    with open("/dev/null") as null:
-        folder = Path(
-            subprocess.check_output(["mktemp", "-d", "/tmp/rest_em_test.XXXXXX"], text=True).strip()
-        )
-        try:
-            shutil.copytree(
-                Path(__file__).parents[1] / "rest_em",
-                folder / "rest_em",
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-            folder.chmod(0o755)
-            done = subprocess.run(
-                [str(_public_python()), "-c", AS_ANOTHER, str(folder)], user=user.pw_uid, group=user.pw_gid,
-                extra_groups=[], stdin=null, capture_output=True, text=True, timeout=60, cwd="/",
-            )  # fmt: skip
-        finally:
-            shutil.rmtree(folder)
+    folder = Path(tempfile.mkdtemp(prefix="rest_em_test-"))
+    try:
+        source = Path(__file__).parents[1] / "rest_em"
+        shutil.copytree(source, folder / "rest_em", ignore=shutil.ignore_patterns("__pycache__"))
+        folder.chmod(0o755)
+        done = subprocess.run(
+            [str(_public_python()), "-c", AS_ANOTHER, str(folder)], user=user.pw_uid, group=user.pw_gid,
+            extra_groups=[], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, cwd="/",
+            check=False,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
     assert done.stderr == ""
     assert json.loads(done.stdout) == [user.pw_uid, {}, []]

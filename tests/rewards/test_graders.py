@@ -383,7 +383,7 @@ def test_options_become_keyword_arguments(tmp_path: Path) -> None:
     name = f"{tmp_path}/mine.py:reward"
     loaded = load_reward(RewardSection(function=name, options={"level": 3}))
     assert loaded.parts[0].call([(PROBLEM, solution("x"))]) == [3.0]
-    with pytest.raises(RewardError, match="unknown name 'levels'.*level, scale"):
+    with pytest.raises(RewardError, match=r"unknown name 'levels'.*level, scale"):
         load_reward(RewardSection(function=name, options={"levels": 3}))
 
 

@@ -324,7 +324,7 @@ def test_a_package_whose_reward_cannot_be_imported_is_told(
 def test_two_packages_may_not_offer_one_name(package: Callable[..., None]) -> None:
     package("brief", "steps_rewards:brief")
     package("brief", "other_rewards:brief", distribution="other")
-    with pytest.raises(RewardError, match="(steps and other|other and steps) both offer it"):
+    with pytest.raises(RewardError, match=r"(steps and other|other and steps) both offer it"):
         load_reward(RewardSection(name="brief"))
 
 
