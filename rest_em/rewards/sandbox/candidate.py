@@ -15,7 +15,6 @@ import os
 import socket
 import struct
 import sys
-import threading
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
@@ -84,7 +83,8 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
     except BaseException:
         sys.excepthook(*sys.exc_info())
     # What Python does at its end, but for tearing itself down.
-    threading._shutdown()  # type: ignore[attr-defined]
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     try:
         for each in (sys.stdout, printed):

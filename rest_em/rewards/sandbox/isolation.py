@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -69,6 +68,7 @@ class Cell:
     _filter: kernel.Filter | None = None
     _landlock: kernel.Landlock | None = None
     _clean: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _max_address_space: int = 0
 
     def make_ready(self) -> None:
         """Do once what all programs share: build the filter and the ruleset, and bind limits of this process.
@@ -77,6 +77,9 @@ class Cell:
         """
         for kind, value in _SHARED_LIMITS.items():
             _limit(kind, value)
+        with contextlib.suppress(OSError):
+            _write("/proc/self/oom_score_adj", "1000")
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if self.has_namespaces:
             _limit(resource.RLIMIT_NPROC, _MAX_PROCESSES)
         try:
@@ -98,19 +101,20 @@ class Cell:
         except OSError as error:
             self.missing["Landlock"] = str(error)
 
+    def prepare(self, limits: Limits) -> None:
+        """Compute what the next program's process needs, before it is there."""
+        used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
+        self._max_address_space = used + limits.memory_bytes
+
     def lock(self, limits: Limits) -> None:
         """Give up everything that this process, a program's, does not need; there is no way back."""
-        used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
-        _limit(resource.RLIMIT_AS, used + limits.memory_bytes)
+        _limit(resource.RLIMIT_AS, self._max_address_space)
         _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)  # of one process; the server counts them all
         if not self.has_namespaces and os.geteuid() == 0:
             _become(NOBODY)
         if self.has_namespaces or os.getuid() == NOBODY:
-            kernel.set_capabilities(())
+            kernel.drop_capabilities()
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that /proc/self is the program's own, as everywhere
-        with contextlib.suppress(OSError):
-            _write("/proc/self/oom_score_adj", "1000")
-        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if self._landlock is not None:
             self._landlock.set()
         if self._filter is not None:
@@ -126,6 +130,8 @@ class Cell:
     def clean(self) -> None:
         """Empty what the last program wrote to; nothing is done where nothing was written."""
         if not self.has_namespaces:
+            import shutil
+
             shutil.rmtree(self.folder)  # follows no link
             Path(self.folder).mkdir(0o700)
             if os.geteuid() == 0:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterable
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+_PRCTL = LIBC.prctl
+_PRCTL.argtypes = [ctypes.c_int, *4 * [ctypes.c_ulong]]
+_CAPABILITY_HEADER = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
+_NO_CAPABILITY = ctypes.create_string_buffer(24)
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -133,8 +136,7 @@ def syscall(name: str, *arguments: object) -> int:
 
 def prctl(option: int, *arguments: int) -> None:
     """Make a prctl call."""
-    padded = [ctypes.c_ulong(one) for one in (*arguments, 0, 0, 0, 0)[:4]]
-    call(f"prctl({option})", LIBC.prctl(option, *padded))
+    call("prctl", _PRCTL(option, *(*arguments, 0, 0, 0, 0)[:4]))
 
 
 def unshare(flags: int) -> None:
@@ -180,14 +182,18 @@ def set_capabilities(capabilities: Iterable[int]) -> None:
     mask = 0
     for one in capabilities:
         mask |= 1 << one
-    header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     data = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, high, high, 0), 24)
-    call("capset", LIBC.capset(header, data))
+    call("capset", LIBC.capset(_CAPABILITY_HEADER, data))
+
+
+def drop_capabilities() -> None:
+    """Have no capability; as quick as can be, for every program's process does it."""
+    call("capset", LIBC.capset(_CAPABILITY_HEADER, _NO_CAPABILITY))
 
 
 def _machine() -> tuple[int, int]:
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no system-call table for {machine}")
     return _MACHINES[machine]
@@ -269,10 +275,11 @@ class Filter:
         address = ctypes.addressof(self._code)
         program = struct.pack("@HP", len(code), address)
         self._program = ctypes.create_string_buffer(program, len(program))
+        self._address = ctypes.addressof(self._program)
 
     def set(self) -> None:
         """Filter this process's calls from now on, and those of all that it starts."""
-        call("seccomp", LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, self._program, 0, 0))
+        call("seccomp", _PRCTL(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, self._address, 0, 0))
 
 
 _READ = 0b1101

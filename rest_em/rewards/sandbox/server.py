@@ -16,11 +16,9 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -91,6 +89,7 @@ class Server:
 
     def _run(self, kind: str, limits: Limits, descriptors: list[int]) -> Ending:
         started = time.monotonic()
+        self._cell.prepare(limits)
         locked, locked_end = os.pipe()
         child = os.fork()
         if child == 0:
@@ -215,6 +214,8 @@ def main() -> None:
         if not enter(cell, options["packages"]):
             return
         if not cell.has_namespaces:
+            import tempfile
+
             cell.folder = tempfile.mkdtemp(prefix="rest_em-")
         cell.make_ready()
         cell.clean()
@@ -227,12 +228,18 @@ def main() -> None:
         Server(control, cell).serve()
     finally:
         if not cell.has_namespaces:
+            import shutil
+
             shutil.rmtree(cell.folder)
 
 
 def warm_up(packages: dict[str, str]) -> None:
-    """Import what most programs import, so that no program pays for it."""
-    import collections, functools, heapq, itertools, math, operator, random, re, string, typing  # noqa: E401, F401, I001
+    """Import what most programs import, so that no program pays for it.
+
+    Each module costs every program a little. `random` and `threading` cost much, for they do something in
+    each new process (docs/sandbox.md): a program that wants them imports them itself.
+    """
+    import bisect, collections, functools, heapq, itertools, operator, re, string  # noqa: E401, F401, I001
     import gc
     import site
 
