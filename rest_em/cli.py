@@ -424,6 +424,7 @@ def score(
         from rest_em.recipe import load_reward_section
         from rest_em.report.progress import Progress
         from rest_em.report.score import print_score, summarize_score
+        from rest_em.rewards.registry import answer_name, same_answer_of
         from rest_em.scoring import ScoreFiles, judge_stored, reference_column
 
         section = load_reward_section(reward, overrides or [], given)
@@ -431,7 +432,9 @@ def score(
         tally = judge_stored(
             files, section, Progress(), is_overwriting=overwrite, is_retrying=retry_unscorable
         )
-        summary = summarize_score(tally, reward, ks)
+        summary = summarize_score(
+            tally, reward, ks, same_answer=same_answer_of(section), has_votes=answer_name(section) != "none"
+        )
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
     else:

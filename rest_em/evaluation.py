@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rest_em.types import GradedSolution, Verdict
+
+SameAnswer = Callable[[str, str], bool]
+"""Whether two answers mean the same, as the reward judges that."""
 
 NUM_RESAMPLES = 10_000
 """Of the paired bootstrap."""
@@ -130,7 +133,9 @@ class VoteClass:
     """As the reward judged them; one answer may have both verdicts where a reward looks at more than it."""
 
 
-def vote_classes(votes: Mapping[str, int], correct: Mapping[str, int]) -> list[VoteClass]:
+def vote_classes(
+    votes: Mapping[str, int], correct: Mapping[str, int], same_answer: SameAnswer | None = None
+) -> list[VoteClass]:
     """Return the classes of one problem's answers: the one place that says which answers are the same.
 
     >>> vote_classes({"4": 3, "5": 1}, {"4": 3})
@@ -139,8 +144,17 @@ def vote_classes(votes: Mapping[str, int], correct: Mapping[str, int]) -> list[V
     Args:
         votes: how many samples give each answer.
         correct: how many of these are correct; an answer without one may be absent.
+        same_answer: whether two answers mean the same; an answer is held against the first one of each class,
+            in the order of the votes. None: answers that are written alike are the same.
     """
-    return [VoteClass(num_votes, correct.get(answer, 0)) for answer, num_votes in votes.items()]
+    classes: dict[str, tuple[int, int]] = {}
+    for answer, num_votes in votes.items():
+        first = answer
+        if same_answer is not None:
+            first = next((one for one in classes if same_answer(one, answer)), answer)
+        total, num_correct = classes.get(first, (0, 0))
+        classes[first] = total + num_votes, num_correct + correct.get(answer, 0)
+    return [VoteClass(*counts) for counts in classes.values()]
 
 
 def majority_at_k(classes: Sequence[VoteClass], num_abstaining: int, k: int) -> float | None:
@@ -328,6 +342,7 @@ def summarize(
     pass_at: Sequence[int],
     majority_at: Sequence[int],
     confidence: float = 0.95,
+    same_answer: SameAnswer | None = None,
 ) -> Evaluation:
     """Return what one policy's graded solutions to a set of problems say of it.
 
@@ -340,6 +355,7 @@ def summarize(
         pass_at: the k of pass@k; 1 is always among them where there are greedy solutions.
         majority_at: the k of maj@k.
         confidence: of the intervals.
+        same_answer: as that of `vote_classes`.
     """
     ids = list(dict.fromkeys(one.solution.problem_id for one in (*greedy, *sampled)))
     samples: dict[str, list[GradedSolution]] = {key: [] for key in ids}
@@ -358,11 +374,15 @@ def summarize(
         passed = {1: estimate(list(is_correct.values()), confidence=confidence)} | {
             k: one for k, one in passed.items() if k != 1
         }
+    votes = {key: _votes(samples[key], same_answer) for key in ids} if majority_at else {}
     return Evaluation(
         num_problems=len(ids),
         pass_at=passed,
         majority_at={
-            k: estimate([_majority_at(samples[key], k) for key in ids], confidence=confidence)
+            k: estimate(
+                [majority_at_k(*votes[key], k) if samples[key] else None for key in ids],
+                confidence=confidence,
+            )
             for k in sorted(majority_at)
         },
         is_correct=is_correct,
@@ -391,14 +411,13 @@ def _pass_at(scorable: Sequence[GradedSolution], k: int) -> float | None:
     return pass_at_k(len(scorable), sum(one.verdict is Verdict.CORRECT for one in scorable), k)
 
 
-def _majority_at(scorable: Sequence[GradedSolution], k: int) -> float | None:
-    if not scorable:
-        return None
+def _votes(scorable: Sequence[GradedSolution], same_answer: SameAnswer | None) -> tuple[list[VoteClass], int]:
+    """Return the classes of one problem's answers, and how many samples give none."""
     votes = Counter(one.answer for one in scorable if one.answer is not None)
     correct = Counter(
         one.answer for one in scorable if one.answer is not None and one.verdict is Verdict.CORRECT
     )
-    return majority_at_k(vote_classes(votes, correct), len(scorable) - votes.total(), k)
+    return vote_classes(votes, correct, same_answer), len(scorable) - votes.total()
 
 
 def _standard_error(values: npt.NDArray[np.float64]) -> float:

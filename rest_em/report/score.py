@@ -16,7 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rest_em.evaluation import Estimate, estimate, majority_at_k, pass_at_k, vote_classes
+from rest_em.evaluation import (
+    Estimate,
+    SameAnswer,
+    estimate,
+    majority_at_k,
+    pass_at_k,
+    vote_classes,
+)
 from rest_em.types import Verdict
 
 MAX_REASONS = 1000
@@ -48,11 +55,11 @@ class ProblemCounts:
         """Return pass@k; None where fewer than k solutions could be judged."""
         return pass_at_k(self.num_judged, self.num_correct, k) if self.num_judged else None
 
-    def majority_at(self, k: int) -> float | None:
+    def majority_at(self, k: int, same_answer: SameAnswer | None) -> float | None:
         """Return maj@k; None where fewer than k solutions could be judged."""
         if not self.num_judged:
             return None
-        classes = vote_classes(self.votes, self.correct_votes)
+        classes = vote_classes(self.votes, self.correct_votes, same_answer)
         return majority_at_k(classes, self.num_judged - self.votes.total(), k)
 
 
@@ -156,7 +163,14 @@ class ScoreSummary:
         }
 
 
-def summarize_score(tally: Tally, reward: str, ks: Sequence[int] = ()) -> ScoreSummary:
+def summarize_score(
+    tally: Tally,
+    reward: str,
+    ks: Sequence[int] = (),
+    *,
+    same_answer: SameAnswer | None = None,
+    has_votes: bool = True,
+) -> ScoreSummary:
     """Return what the verdicts say.
 
     Every solution counts as a sample: pass@1 is the mean share of correct ones.
@@ -165,6 +179,8 @@ def summarize_score(tally: Tally, reward: str, ks: Sequence[int] = ()) -> ScoreS
         reward: its name.
         ks: of pass@k and maj@k; none is 1 and, where all problems with solutions have the same number of
             them, that number.
+        same_answer: as that of `vote_classes`.
+        has_votes: whether solutions give answers that could win a vote; programs do not.
     """
     problems = tally.problems.values()
     sizes = {size for one in problems if (size := one.num_judged + one.num_unscorable)}
@@ -185,7 +201,10 @@ def summarize_score(tally: Tally, reward: str, ks: Sequence[int] = ()) -> ScoreS
             for verdict in (Verdict.INCORRECT, Verdict.UNSCORABLE)
         },
         pass_at={k: _figure([one.pass_at(k) for one in problems], k) for k in ks},
-        majority_at={k: _figure([one.majority_at(k) for one in problems], k) for k in ks},
+        majority_at={
+            k: _figure([one.majority_at(k, same_answer) for one in problems], k)
+            for k in (ks if has_votes else ())
+        },
     )
 
 

@@ -18,6 +18,9 @@ from rest_em.types import Problem, Solution
 MAX_DIGITS = 1000
 """A number with more digits is no answer. Python itself refuses to read more than 4300."""
 
+MAX_OPTION = 2000
+"""A final answer of more characters names no option."""
+
 _MARKER = re.compile(r"the\s+answer\s+is\s*:?|####", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
@@ -25,6 +28,14 @@ _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\
 _LATEX_MIXED = re.compile(r"(?<=[0-9])(?=\\[dt]?frac)")
 _LATEX_LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;:!>\s]|\\?[$%]|(?<![0-9])\s+|\s+(?![0-9])"
+)
+_OPTION_MARKS = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{|[${}*`]|^\s*(?:option|choice|answer)\b\s*:?", re.IGNORECASE
+)
+_BRACKETED = re.compile(r"\(\s*([A-Za-z])\s*\)")
+_LED = re.compile(r"([A-Z])(?![A-Za-z0-9'\u2019])|([a-z])(?=[).:]|$)")
+_ANOTHER = re.compile(
+    r"\b(?:or|and|nor)\s+(?:option\s+)?[A-Z](?![A-Za-z0-9'])|^\s*[,/&]\s*[A-Z](?![A-Za-z0-9'])"
 )
 _MINUS_SIGNS = dict.fromkeys(map(ord, "\N{MINUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{SMALL HYPHEN-MINUS}"), "-")
 _PAIRS = frozenset(
@@ -99,6 +110,25 @@ def whole_text(text: str) -> str | None:
     return " ".join(text.split()) or None
 
 
+def option(text: str) -> str | None:
+    """Return the letter of the option that a final answer names; None for none, or for two.
+
+    >>> option("So the answer is (b)."), option("The answer is C because 2 < 3."), option("A or B")
+    ('B', 'C', None)
+    """
+    answer = final_answer(text)
+    if answer is None or len(answer) > MAX_OPTION:
+        return None
+    answer = _OPTION_MARKS.sub(" ", answer).strip()
+    bracketed = {letter.upper() for letter in _BRACKETED.findall(answer)}
+    if bracketed:
+        return bracketed.pop() if len(bracketed) == 1 else None
+    led = _LED.match(answer)
+    if led is None or _ANOTHER.search(answer[led.end() :]):
+        return None
+    return (led[1] or led[2]).upper()
+
+
 def no_answer(text: str) -> None:
     """Return None: a program is no answer that could win a vote."""
 
@@ -109,6 +139,7 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "boxed": boxed,
     "last_line": last_line,
     "text": whole_text,
+    "option": option,
     "none": no_answer,
 }
 """What `reward.answer` of a recipe can name."""
@@ -194,19 +225,24 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
 
 
+def option_match(problem: Problem, solution: Solution) -> bool:
+    """Say whether the final answer names the reference's option."""
+    return option(solution.text) == check_option(problem)
+
+
 def exact_match(problem: Problem, solution: Solution) -> bool:
     """Say whether the final answer is the reference, letter by letter once both are tidied."""
-    return final_answer(solution.text) == _gold_line(problem)
+    return final_answer(solution.text) == check_line(problem)
 
 
 def number_match(problem: Problem, solution: Solution) -> bool:
     """Say whether the final number equals the reference's, exactly: 0.5 is 1/2, and 1/3 is not 0.333333."""
-    return last_number(solution.text) == _gold_number(problem)
+    return last_number(solution.text) == check_number(problem)
 
 
 def boxed_match(problem: Problem, solution: Solution) -> bool:
     """Say whether the last box holds the reference, in notation or as an equal number."""
-    return boxed(solution.text) == _gold_notation(problem)
+    return boxed(solution.text) == check_notation(problem)
 
 
 def _gold_text(problem: Problem) -> str:
@@ -220,7 +256,8 @@ def _gold_text(problem: Problem) -> str:
     return str(reference)
 
 
-def _gold_line(problem: Problem) -> str:
+def check_line(problem: Problem) -> str:
+    """Return the one line that the reference is; UnscorableError where it is none."""
     text = _gold_text(problem).strip()
     if _marked_answer(text) is None and len(text.splitlines()) > 1:
         raise _unusable(text, "one line, or an answer after `####`")
@@ -230,8 +267,9 @@ def _gold_line(problem: Problem) -> str:
     return answer
 
 
-def _gold_number(problem: Problem) -> Fraction:
-    line = _gold_line(problem)
+def check_number(problem: Problem) -> Fraction:
+    """Return the one number that the reference is; UnscorableError where it is none."""
+    line = check_line(problem)
     numbers = list(_NUMBER.finditer(_plain(line)))
     value = _value(numbers[0]) if len(numbers) == 1 else None
     if value is None:
@@ -239,12 +277,22 @@ def _gold_number(problem: Problem) -> Fraction:
     return value
 
 
-def _gold_notation(problem: Problem) -> str:
+def check_notation(problem: Problem) -> str:
+    """Return the reference in one notation; UnscorableError where nothing is there."""
     text = _gold_text(problem)
     answer = boxed(text) or notation(text)
     if not answer:
         raise _unusable(text, "an answer")
     return answer
+
+
+def check_option(problem: Problem) -> str:
+    """Return the letter that the reference names; UnscorableError where it names none."""
+    text = _gold_text(problem)
+    letter = option(text)
+    if letter is None:
+        raise _unusable(text, "an option's letter, as (A)")
+    return letter
 
 
 def _unusable(found: str, wanted: str) -> UnscorableError:

@@ -19,13 +19,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rest_em.errors import RewardError
+from rest_em.errors import RewardError, UnscorableError
 from rest_em.recipe import nearest
-from rest_em.rewards.answers import EXTRACTORS, boxed_match, exact_match, number_match
+from rest_em.rewards.answers import (
+    EXTRACTORS,
+    boxed_match,
+    check_line,
+    check_notation,
+    check_number,
+    check_option,
+    exact_match,
+    number_match,
+    option_match,
+)
+from rest_em.rewards.math_answer import JUDGE, check_gold, math_answer, normalized
 from rest_em.rewards.signatures import Call, make_call, plain
 from rest_em.rewards.unit_tests import UnitTests
 from rest_em.storage import file_hash
-from rest_em.types import RewardFunction
+from rest_em.types import Problem, RewardFunction
 
 if TYPE_CHECKING:
     from rest_em.recipe import RewardPart, RewardSection
@@ -37,8 +48,19 @@ BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
     "exact_match": (exact_match, "final_answer"),
     "number": (number_match, "number"),
     "boxed": (boxed_match, "boxed"),
+    "math_answer": (math_answer, "math"),
+    "multiple_choice": (option_match, "option"),
 }
 """The built-in rewards by name, each with the extractor of its answers."""
+GOLD_CHECKS: dict[str, Callable[[Problem], object]] = {
+    "exact_match": check_line,
+    "number": check_number,
+    "boxed": check_notation,
+    "math_answer": check_gold,
+    "multiple_choice": check_option,
+}
+"""What raises UnscorableError for a reference that the reward cannot judge by."""
+ALL_EXTRACTORS = {**EXTRACTORS, "math": normalized}
 BUILT_IN_NAMES = (*BUILT_IN, "unit_tests")
 
 _WANTED = "a function of your own is reward.function: file.py:function, or package.module:function"
@@ -96,7 +118,9 @@ def load_reward(section: RewardSection) -> LoadedReward:
             batch_size=part.batch_size,
         )  # fmt: skip
         parts.append(LoadedPart(part.called, call, part.weight, part.threshold, source))
-    extractor = EXTRACTORS[answer_name(section)]
+        if part.name == "math_answer":
+            JUDGE.start()  # so that no solution waits for it
+    extractor = ALL_EXTRACTORS[answer_name(section)]
     return LoadedReward(tuple(parts), section.combine, section.threshold, extractor, "; ".join(notes))
 
 
@@ -155,13 +179,29 @@ def answer_name(section: RewardSection) -> str:
         RewardError: there is no such extractor.
     """
     if section.answer is not None:
-        if section.answer not in EXTRACTORS:
-            raise RewardError(f"reward.answer: {_unknown(section.answer, EXTRACTORS)}")
+        if section.answer not in ALL_EXTRACTORS:
+            raise RewardError(f"reward.answer: {_unknown(section.answer, ALL_EXTRACTORS)}")
         return section.answer
     names = [part.name for part in section.parts if part.name in BUILT_IN]
     if names:
         return BUILT_IN[str(names[0])][1]
     return "none" if any(part.name == "unit_tests" for part in section.parts) else "final_answer"
+
+
+def same_answer_of(section: RewardSection) -> Callable[[str, str], bool] | None:
+    """Return what says whether two answers are one in a vote; None: whether they are written alike."""
+    return JUDGE.is_same if answer_name(section) == "math" else None
+
+
+def refuse_gold(section: RewardSection, problem: Problem) -> str:
+    """Say why a problem's reference cannot be judged by, as far as built-in rewards know; else empty."""
+    for part in section.parts:
+        try:
+            if part.name in GOLD_CHECKS:
+                GOLD_CHECKS[part.name](problem)
+        except UnscorableError as error:
+            return str(error)
+    return ""
 
 
 def reward_identity(section: RewardSection) -> dict[str, Any]:
