@@ -304,12 +304,27 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     console.print(f"{recipe}: fine", markup=False, soft_wrap=True)
     console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
     console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
+    _report_references(loaded, problems)
     tuned = tuned_variant(loaded.prompt)
     for variant in (*variants, *(() if tuned in variants else (tuned,))):
         first = problems.rendered("train", variant)[0]
         console.rule(Text(f"prompt {variant.name} of problem {first.id}"))
         print(_as_sampled(loaded, first.prompt))
     console.rule()
+
+
+def _report_references(recipe: Recipe, problems: ProblemSets) -> None:
+    """Print which references a built-in reward cannot judge by: a run leaves their solutions unscorable."""
+    from rest_em.problems import tuned_variant
+    from rest_em.rewards.registry import refuse_gold
+
+    for which in ("train", "validation", "test"):
+        rendered = problems.rendered(which, tuned_variant(recipe.prompt))
+        refused = {each.id: why for each in rendered if (why := refuse_gold(recipe.reward, each))}
+        if refused:
+            print(f"unscorable: {len(refused)} of {len(rendered)} {which} problems, whose reference fails:")
+        for identity, why in list(refused.items())[:3]:
+            print(f"  {identity}: {why}")
 
 
 def _as_sampled(recipe: Recipe, prompt: str | Messages) -> str:

@@ -47,6 +47,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = read_document(path)
     _spell_out_reward(document)
     apply_options(document, overrides)
+    _spell_out_reward(document)
     _resolve_paths(document, path.parent)
     recipe: Recipe | None = None
     document.mistakes += _owned_keys(document)

@@ -234,16 +234,11 @@ class Judge:
         why = out_of_bounds(answer.text)
         if why:
             return False, why
-        for _ in range(2):  # a judge that dies by itself is replaced once
-            try:
-                reply = self._process.ask({"gold": gold.value_text, "answer": answer.value_text})
-            except JudgeKilledError as error:
-                why = str(error)
-                if "died" not in why:
-                    break
-                continue
-            return bool(reply["is_equal"]), ""
-        return False, why
+        try:
+            reply = self._process.ask({"gold": gold.value_text, "answer": answer.value_text})
+        except JudgeKilledError as error:
+            return False, str(error)
+        return bool(reply["is_equal"]), ""
 
 
 JUDGE = Judge()

@@ -24,6 +24,8 @@ from rest_em.processes import die_with_parent
 
 JUDGE_SECONDS = 0.9
 """How long a judge may take over one pair."""
+LOOK_SECONDS = 0.05
+"""How often it is looked whether a judge still lives."""
 MEMORY_BYTES = 400 * 2**20
 """How much memory a judge may take beyond what it starts with."""
 START_SECONDS = 120.0
@@ -58,31 +60,44 @@ class MathProcess:
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the judge's reply to `{"gold", "answer"}`, or to `{"gold"}`.
 
+        A judge that died by itself is replaced once.
+
         Raises:
             JudgeKilledError: it could not be had within the bounds.
             RuntimeError: the processes cannot be started.
         """
         with self._lock:
-            control, work = self._started()
-            self._number += 1
-            packet = json.dumps(question | {"number": self._number}).encode()
-            try:
-                if not self._judge:
-                    control.send(b"fork")
-                    self._judge = int(control.recv(64))
-                work.send(packet)
-                return self._reply(work)
-            except (OSError, ValueError) as error:
-                self.close()
-                raise JudgeKilledError(f"the judge's process died: {error}") from error
+            for _ in range(2):
+                control, work = self._started()
+                self._number += 1
+                try:
+                    if not self._judge:
+                        control.send(b"fork")
+                        self._judge = int(control.recv(64))
+                    work.send(json.dumps(question | {"number": self._number}).encode())
+                    return self._reply(work)
+                except ProcessLookupError:
+                    self._judge = 0
+                except (OSError, ValueError):  # the first process is gone, and the judge with it
+                    self.close()
+        raise JudgeKilledError("the process that compares it dies")
 
     def _reply(self, work: socket.socket) -> dict[str, Any]:
+        """Wait for the reply to the last question.
+
+        Raises:
+            JudgeKilledError: the judge was killed, for it took too long or too much memory.
+            ProcessLookupError: it has died by itself.
+        """
         deadline = time.monotonic() + JUDGE_SECONDS
         while True:
-            work.settimeout(max(deadline - time.monotonic(), 0.001))
+            work.settimeout(LOOK_SECONDS)
             try:
                 reply: dict[str, Any] = json.loads(work.recv(MAX_PACKET))
             except TimeoutError:
+                os.kill(self._judge, 0)
+                if time.monotonic() < deadline:
+                    continue
                 self._kill_judge()
                 raise JudgeKilledError(f"comparing it takes more than {JUDGE_SECONDS:g} s") from None
             if reply["number"] != self._number:

@@ -34,7 +34,7 @@ from rest_em.rewards.answers import (
 )
 from rest_em.rewards.math_answer import JUDGE, check_gold, math_answer, normalized
 from rest_em.rewards.signatures import Call, make_call, plain
-from rest_em.rewards.unit_tests import UnitTests
+from rest_em.rewards.unit_tests import UnitTests, tests_of
 from rest_em.storage import file_hash
 from rest_em.types import Problem, RewardFunction
 
@@ -197,7 +197,9 @@ def refuse_gold(section: RewardSection, problem: Problem) -> str:
     """Say why a problem's reference cannot be judged by, as far as built-in rewards know; else empty."""
     for part in section.parts:
         try:
-            if part.name in GOLD_CHECKS:
+            if part.name == "unit_tests":
+                tests_of(problem, part.options.get("data_set"))
+            elif part.name in GOLD_CHECKS:
                 GOLD_CHECKS[part.name](problem)
         except UnscorableError as error:
             return str(error)

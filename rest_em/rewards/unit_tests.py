@@ -137,7 +137,7 @@ class UnitTests:
         Raises:
             UnscorableError: the tests cannot be used, or the sandbox fails twice.
         """
-        tests = self._tests(problem)
+        tests = tests_of(problem, self._data_set)
         prompt = tests.prompt or (problem.prompt if isinstance(problem.prompt, str) else "")
         program = extract_program(solution.text, self._way, prompt=prompt)
         try:
@@ -151,18 +151,6 @@ class UnitTests:
                     "has them judged in the program's process, where a program can forge the verdict"
                 ) from error
             return self._judge(program, tests, shares_process=True)
-
-    def _tests(self, problem: Problem) -> Tests:
-        if self._data_set is None:
-            return parse_tests(problem.reference)
-        try:
-            columns = _columns_of(problem, self._data_set)
-            return parse_tests(CONVERTERS[self._data_set](columns))
-        except (KeyError, TypeError, AttributeError, SyntaxError) as error:
-            raise UnscorableError(
-                f"this is no row of {self._data_set} (reward.options.data_set): "
-                f"{type(error).__name__} {error}"
-            ) from error
 
     def _judge(self, program: str, tests: Tests, *, shares_process: bool = False) -> Outcome:
         """Judge a program; a sandbox that fails is replaced once."""
@@ -330,6 +318,22 @@ class UnitTests:
                 )
             self._sandboxes[name] = sandbox
         return self._sandboxes[name]
+
+
+def tests_of(problem: Problem, data_set: str | None) -> Tests:
+    """Return a problem's tests: its reference, or what a data set's row is converted to.
+
+    Raises:
+        UnscorableError: they cannot be used, or there are none.
+    """
+    if data_set is None:
+        return parse_tests(problem.reference)
+    try:
+        return parse_tests(CONVERTERS[data_set](_columns_of(problem, data_set)))
+    except (KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise UnscorableError(
+            f"this is no row of {data_set} (reward.options.data_set): {type(error).__name__} {error}"
+        ) from error
 
 
 def _of_a_test(limits: Limits) -> Limits:
