@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: help quickstart test check fix bench clean
+.PHONY: help quickstart test check fix bench soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,8 +47,14 @@ fix: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) $(MODEL)/config.json  ## sampling speed beside transformers' generate
+bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside transformers' generate, rewards beside their peers
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/sandbox.py
+	$(BIN)/python benchmarks/math_answers.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
+
+soak: $(INSTALLED)  ## 100,000 programs through the sandbox (10 minutes on 2 cores)
+	$(BIN)/python benchmarks/soak_sandbox.py
 
 clean:  ## remove the environment and the model, not the runs
 	rm -rf $(VENV) models
