@@ -167,7 +167,7 @@ def judge(reward: Any, reference: str, text: str) -> object:
 
 def test_the_reward_of_the_readme_judges(tmp_path: Path) -> None:
     (tmp_path / "my_reward.py").write_text(blocks(ROOT / "README.md", "python")[1])
-    reward = load_reward(RewardSection(name=f"{tmp_path}/my_reward.py:is_correct")).function
+    reward = load_reward(RewardSection(function=f"{tmp_path}/my_reward.py:is_correct")).parts[0].call.function
     assert judge(reward, "42", "17 + 25 = 42.") is True
     assert judge(reward, "-8", "4 - 12 = -8") is True
     assert judge(reward, "4", "2 + 2 = 14") is False

@@ -537,8 +537,8 @@ def test_k_is_given_in_any_form(
 
     seen: list[Any] = []
 
-    def see(tally: Any, reward: str, ks: Sequence[int]) -> Any:
-        seen.append(summarize_score(tally, reward, ks))
+    def see(tally: Any, reward: str, ks: Sequence[int], **settings: Any) -> Any:
+        seen.append(summarize_score(tally, reward, ks, **settings))
         return seen[-1]
 
     monkeypatch.chdir(desk.folder)

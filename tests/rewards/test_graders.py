@@ -362,7 +362,7 @@ def test_a_plugin_that_cannot_be_loaded_is_refused_with_place_and_advice(
     ("settings", "message"),
     [
         ({"name": "numbers"}, "unknown name 'numbers'; did you mean number[?].*file.py:function"),
-        ({"name": "rm"}, "unknown name 'rm'; there is exact_match, number, boxed, unit_tests"),
+        ({"name": "rm"}, "unknown name 'rm'; there is exact_match, number, boxed, math_answer"),
         ({"function": "/nowhere/mine.py:reward"}, "there is no file /nowhere/mine.py"),
         ({"function": "no_such_package.rewards:reward"}, "there is no module no_such_package.rewards"),
         ({"function": "rest_em.rewards.answers:exact_mach"}, "did you mean exact_match[?]"),
