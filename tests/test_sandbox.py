@@ -164,16 +164,25 @@ def test_processes_of_a_program_end_with_it(sandbox: Sandbox) -> None:
     assert _said(sandbox, "print(1)") == "1\n"
 
 
-def test_a_program_cannot_stop_or_kill_its_server(sandbox: Sandbox) -> None:
+def test_a_program_cannot_stop_or_kill_its_server_or_change_its_limits(sandbox: Sandbox) -> None:
     program = """
-    import os, signal
+    import os, resource, signal
+    for change in (
+        lambda: resource.prlimit(1, resource.RLIMIT_AS, (1 << 24, 1 << 24)),
+        lambda: resource.prlimit(1, resource.RLIMIT_NPROC, (1, 1)),
+        lambda: os.setpriority(os.PRIO_PROCESS, 1, 19),
+        lambda: os.sched_setaffinity(1, {0}),
+    ):
+        try: change()
+        except OSError: pass
+        else: print("changed")
     for target in (1, os.getppid(), -1):
         for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP):
             try: os.kill(target, number)
             except (PermissionError, ProcessLookupError): pass
     """
-    _script(sandbox, program)
-    assert _said(sandbox, "print(1)") == "1\n"
+    assert b"changed" not in _script(sandbox, program).results
+    assert _said(sandbox, "import os\nprint(os.fork() > 0 or 1, len(bytearray(1 << 27)))").startswith("True")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import json
 import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ class UnitTests:
 
     def _judge_once(self, program: str, tests: Tests, *, shares_process: bool) -> Outcome:
         """Judge a program beside others; alone where the machine kept it from ending in time."""
-        wider = replace(self._limits, wall_seconds=ALONE_FACTOR * self._limits.wall_seconds)
+        wider = self._limits._replace(wall_seconds=ALONE_FACTOR * self._limits.wall_seconds)
         label = WEAKER if shares_process else ""
         try:
             try:
@@ -240,8 +239,7 @@ class UnitTests:
                 raise _RefusedError(
                     f"wrong answer: {where}: printed {printed!r:.120}, wanted {wanted!r:.120}"
                 )
-            left = replace(
-                left,
+            left = left._replace(
                 cpu_seconds=left.cpu_seconds - ending.cpu_seconds,
                 wall_seconds=left.wall_seconds - ending.wall_seconds,
             )
@@ -338,7 +336,7 @@ def tests_of(problem: Problem, data_set: str | None) -> Tests:
 
 def _of_a_test(limits: Limits) -> Limits:
     """Return the limits of a test: it also waits for the program."""
-    return replace(limits, wall_seconds=limits.wall_seconds + WALL_SLACK_SECONDS)
+    return limits._replace(wall_seconds=limits.wall_seconds + WALL_SLACK_SECONDS)
 
 
 def _refuse_limits(ending: Ending, where: str) -> None:

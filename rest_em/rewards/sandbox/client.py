@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class Sandbox:
         """
         memory = _in_memory(json.dumps(payload).encode())
         try:
-            packet = json.dumps({"kind": kind, "limits": asdict(limits)}).encode()
+            packet = json.dumps({"kind": kind, "limits": limits._asdict()}).encode()
             socket.send_fds(self._control, [packet], [memory, *descriptors])
         except OSError as error:
             raise SandboxError(f"the sandbox's server is gone: {error}") from error

@@ -1,7 +1,11 @@
 """The layers between a program and the machine, put up by the process that is to become the sandbox's server.
 
-    user, PID, mount, network, IPC and UTS namespaces     `enter`: once, by the server
-    limits, no capabilities, no_new_privs, Landlock, seccomp     `Cell.lock`: by each program's process
+    user, PID, mount, network, IPC and UTS namespaces, no capabilities     `enter`
+    limits, no_new_privs, Landlock, seccomp     `Cell.make_ready`
+    the address space     `Cell.lock`
+
+The server is bound by nearly all of it itself; the process that it leaves outside keeps one capability, to
+empty the folders that programs write to.
 
 Nothing is downgraded in silence: a layer that the host refuses is named in `Cell.missing` with its reason,
 and whether to go on is the user's decision. What the server does behind the layers is in `server`.
@@ -13,10 +17,10 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 from rest_em.rewards.sandbox import kernel
 
@@ -26,8 +30,9 @@ NOBODY = 65534
 """The user outside whose rights programs have where the sandbox is started by root."""
 USER_NAMESPACE = "user namespace"
 NAMESPACES = "PID, mount, network, IPC and UTS namespaces"
-SCRATCH = {"/tmp": "mode=1777,size=64m,nr_inodes=16384", "/dev/shm": "mode=1777,size=64m,nr_inodes=1024"}
-"""What a program may write to, and how much: both in memory, emptied after it."""
+SCRATCH_ROOT = "/scratch"
+SCRATCH = {"/tmp": "/scratch/tmp", "/dev/shm": "/scratch/shm"}
+"""What a program may write to, by the links that lead there: file systems in memory, emptied after it."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
 FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
@@ -40,8 +45,7 @@ _MAX_PROCESSES = 64
 _MAX_FILE = 2**28
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What one program may use.
 
     Example:
@@ -56,37 +60,46 @@ class Limits:
     """Of all its processes together, and the address space of each beyond the interpreter's own."""
 
 
-@dataclass(slots=True)
 class Cell:
-    """Where programs run: the layers that are up, and how a program's process is locked in."""
+    """Where programs run: the layers that are up, and how a program's process is locked in.
 
-    missing: dict[str, str] = field(default_factory=dict)
-    """Layer -> why it is not there."""
-    has_namespaces: bool = False
-    folder: str = "/tmp"
-    """What programs start in; inside, unless there are no namespaces."""
-    _filter: kernel.Filter | None = None
-    _landlock: kernel.Landlock | None = None
-    _clean: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _max_address_space: int = 0
+    With namespaces the server locks itself in once, and a program's process inherits all of it; the process
+    outside empties the folders. Without, each program's process locks itself in.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is up yet."""
+        self.missing: dict[str, str] = {}
+        """Layer -> why it is not there."""
+        self.has_namespaces = False
+        self.folder = SCRATCH["/tmp"]
+        """What programs start in; inside, unless there are no namespaces."""
+        self.janitor: socket.socket | None = None
+        """Leads to the process outside, which empties the folders."""
+        self._filter: kernel.Filter | None = None
+        self._landlock: kernel.Landlock | None = None
+        self._clean: dict[str, tuple[int, int]] = {}
+        self._max_address_space = 0
 
     def make_ready(self) -> None:
-        """Do once what all programs share: build the filter and the ruleset, and bind limits of this process.
+        """Do once what all programs share: limits, the filter and the ruleset; bind this process to them.
 
-        A process inherits limits; this one, the server, stays far below them.
+        The server, this process, needs no more than they allow.
         """
         for kind, value in _SHARED_LIMITS.items():
             _limit(kind, value)
         with contextlib.suppress(OSError):
             _write("/proc/self/oom_score_adj", "1000")
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-        if self.has_namespaces:
-            _limit(resource.RLIMIT_NPROC, _MAX_PROCESSES)
         try:
             self._filter = kernel.Filter(allows_processes=self.has_namespaces)
         except OSError as error:
             self.missing["seccomp"] = str(error)
         self._rule()
+        if self.has_namespaces:
+            _limit(resource.RLIMIT_NPROC, _MAX_PROCESSES)
+            self._clean = {path: _touched(path) for path in SCRATCH.values()}
+            self._bind()
 
     def _rule(self) -> None:
         if self._landlock is not None:
@@ -94,61 +107,64 @@ class Cell:
             self._landlock = None
         if "Landlock" in self.missing:
             return
-        writable = list(SCRATCH) if self.has_namespaces else [self.folder]
+        writable = [SCRATCH_ROOT] if self.has_namespaces else [self.folder]
         readable = ["/"] if self.has_namespaces else [*LIBRARIES, *FILES, sys.base_prefix, "/proc"]
         try:
             self._landlock = kernel.Landlock(readable, writable, DEVICES)
         except OSError as error:
             self.missing["Landlock"] = str(error)
 
-    def prepare(self, limits: Limits) -> None:
-        """Compute what the next program's process needs, before it is there."""
-        used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
-        self._max_address_space = used + limits.memory_bytes
-
-    def lock(self, limits: Limits) -> None:
-        """Give up everything that this process, a program's, does not need; there is no way back."""
-        _limit(resource.RLIMIT_AS, self._max_address_space)
-        _limit(resource.RLIMIT_CPU, int(limits.cpu_seconds) + 2)  # of one process; the server counts them all
-        if not self.has_namespaces and os.geteuid() == 0:
-            _become(NOBODY)
-        if self.has_namespaces or os.getuid() == NOBODY:
-            kernel.drop_capabilities()
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that /proc/self is the program's own, as everywhere
+    def _bind(self) -> None:
         if self._landlock is not None:
             self._landlock.set()
         if self._filter is not None:
             self._filter.set()
 
-    def mount_scratch(self) -> None:
-        """Give the next program empty /tmp and /dev/shm."""
-        for path, options in SCRATCH.items():
-            flags = kernel.MS_NOSUID | kernel.MS_NODEV
-            kernel.mount("tmpfs", path, "tmpfs", flags, options)
-            self._clean[path] = _touched(path)
+    def prepare(self, limits: Limits) -> None:
+        """Compute what the next program's process needs, before it is there."""
+        used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
+        self._max_address_space = used + limits.memory_bytes
+
+    def lock(self) -> None:
+        """Give up everything that this process, a program's, does not need; there is no way back."""
+        _limit(resource.RLIMIT_AS, self._max_address_space)
+        if not self.has_namespaces and os.geteuid() == 0:
+            _become(NOBODY)
+            kernel.set_capabilities(())
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that /proc/self is the program's own, as everywhere
+        if not self.has_namespaces:
+            self._bind()
 
     def clean(self) -> None:
         """Empty what the last program wrote to; nothing is done where nothing was written."""
-        if not self.has_namespaces:
+        if self.janitor is None:
             import shutil
 
             shutil.rmtree(self.folder)  # follows no link
-            Path(self.folder).mkdir(0o700)
+            os.mkdir(self.folder, 0o700)
             if os.geteuid() == 0:
                 os.chown(self.folder, NOBODY, NOBODY)
             self._rule()
             return
         if all(_touched(path) == clean for path, clean in self._clean.items()):
             return
-        for path in SCRATCH:
-            kernel.detach(path)
-        self.mount_scratch()
-        self._rule()
+        self.janitor.send(b"clean")
+        if self.janitor.recv(16) != b"done":
+            raise OSError("the folders of the last program could not be emptied")
+        self._clean = {path: _touched(path) for path in SCRATCH.values()}
+
+
+def _mount_scratch() -> None:
+    for path in SCRATCH.values():
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV
+        kernel.mount(
+            "tmpfs", path, "tmpfs", flags, f"mode=1777,size=64m,nr_inodes=16384,uid={INSIDE},gid={INSIDE}"
+        )
 
 
 def _touched(path: str) -> tuple[int, int]:
     """Return what changes with any change in the folder itself, its rights among them."""
-    found = Path(path).stat()
+    found = os.stat(path)
     return found.st_ino, found.st_ctime_ns
 
 
@@ -183,33 +199,48 @@ def enter(cell: Cell, packages: dict[str, str]) -> bool:
     """
     if not _leave(cell):
         return True
-    ready, ready_end = os.pipe()
+    _build(packages)
+    user = NOBODY if USER_NAMESPACE in cell.missing else INSIDE
+    is_root = os.geteuid() == 0
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if child:
-        os.close(ready_end)
-        told = os.read(ready, 4096)
-        os.waitpid(child, 0)
+        theirs.close()
+        told = ours.recv(4096)
         if told != b"inside":
+            os.waitpid(child, 0)
             raise OSError(told.decode() or "the sandbox's first process died while it set itself up")
-        return False
-    os.close(ready)
-    try:
-        _build(packages)
-        if os.geteuid() == 0:
-            _become(NOBODY if USER_NAMESPACE in cell.missing else INSIDE)
-        kernel.set_capabilities((kernel.CAP_SYS_ADMIN, kernel.CAP_SETPCAP))
-        kernel.drop_bounding_set()
+        if is_root:
+            _become(user)
         kernel.set_capabilities((kernel.CAP_SYS_ADMIN,))
+        _keep_clean(ours)
+        os.waitpid(child, 0)
+        return False
+    ours.close()
+    try:
+        _finish()
+        if is_root:
+            _become(user)
+        kernel.set_capabilities((kernel.CAP_SETPCAP,))
+        kernel.drop_bounding_set()
+        kernel.set_capabilities(())
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # a program cannot look into this process
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        cell.has_namespaces, cell.folder = True, "/tmp"
-        cell.mount_scratch()
     except OSError as error:
-        os.write(ready_end, str(error).encode()[:4096])
+        theirs.send(str(error).encode()[:4096])
         os._exit(1)
-    os.write(ready_end, b"inside")
-    os.close(ready_end)
+    cell.has_namespaces, cell.janitor = True, theirs
+    theirs.send(b"inside")
     return True
+
+
+def _keep_clean(owner: socket.socket) -> None:
+    """Empty the folders whenever that is asked for, until the process inside goes."""
+    while owner.recv(16):
+        for path in SCRATCH.values():
+            kernel.detach(path)
+        _mount_scratch()
+        owner.send(b"done")
 
 
 def _leave(cell: Cell) -> bool:
@@ -300,14 +331,16 @@ def _become(user: int) -> None:
 
 
 def _build(packages: dict[str, str]) -> None:
-    """Make a root of read-only libraries and nothing else, and go there."""
+    """Make a root of read-only libraries and nothing else, and go there; `_finish` takes the old one away."""
+    from pathlib import Path
+
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     plain = kernel.MS_NOSUID | kernel.MS_NODEV
     kernel.mount("tmpfs", "/tmp", "tmpfs", plain, "mode=755,size=1m")
     Path(f"/tmp{_OLD}").mkdir()
     kernel.pivot_root("/tmp", f"/tmp{_OLD}")
     os.chdir("/")
-    for path in ("/proc", "/tmp", "/dev/shm", "/etc", PACKAGES):
+    for path in ("/proc", "/dev", "/etc", PACKAGES, *SCRATCH.values()):
         Path(path).mkdir(0o755, parents=True, exist_ok=True)
     for path in (*LIBRARIES, *FILES, sys.base_prefix):
         if os.path.lexists(_OLD + path) and not os.path.lexists(path):
@@ -322,14 +355,22 @@ def _build(packages: dict[str, str]) -> None:
         _show(path, attributes=kernel.MOUNT_ATTR_NOSUID)
     for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
         Path(f"/dev/{name}").symlink_to(f"/proc/self/fd{target}")
+    for link, target in SCRATCH.items():
+        Path(link).symlink_to(target)
     Path("/etc/passwd").write_text(f"program:x:{INSIDE}:{INSIDE}::/tmp:/none\n")
     Path("/etc/group").write_text(f"program:x:{INSIDE}:\n")
+    _mount_scratch()
+
+
+def _finish() -> None:
+    """Show the processes of the new namespace, and nothing of the old root."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     try:
-        kernel.mount("proc", "/proc", "proc", plain | kernel.MS_NOEXEC)
+        kernel.mount("proc", "/proc", "proc", flags)
     except OSError as error:
         raise OSError(f"{error}: the host hides parts of its own /proc, as plain containers do") from error
     kernel.detach(_OLD)
-    Path(_OLD).rmdir()
+    os.rmdir(_OLD)
     kernel.set_mount_attributes("/", _READ_ONLY, is_recursive=False)
 
 
@@ -338,6 +379,8 @@ _READ_ONLY = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_
 
 def _show(path: str, inside: str | None = None, attributes: int = _READ_ONLY) -> None:
     """Show a file or folder of the old root in the new one, or a link where it is one."""
+    from pathlib import Path
+
     source, target = Path(_OLD + path), Path(inside or path)
     target.parent.mkdir(0o755, parents=True, exist_ok=True)
     if source.is_symlink():

@@ -16,7 +16,6 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 _PRCTL = LIBC.prctl
 _PRCTL.argtypes = [ctypes.c_int, *4 * [ctypes.c_ulong]]
 _CAPABILITY_HEADER = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0), 8)
-_NO_CAPABILITY = ctypes.create_string_buffer(24)
 
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -111,6 +110,12 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "mbind": (237, 235),
     "set_mempolicy": (238, 237),
     "sched_setaffinity": (203, 122),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "prlimit64": (302, 261),
     "landlock_create_ruleset": (444, 444),
     "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446),
@@ -187,11 +192,6 @@ def set_capabilities(capabilities: Iterable[int]) -> None:
     call("capset", LIBC.capset(_CAPABILITY_HEADER, data))
 
 
-def drop_capabilities() -> None:
-    """Have no capability; as quick as can be, for every program's process does it."""
-    call("capset", LIBC.capset(_CAPABILITY_HEADER, _NO_CAPABILITY))
-
-
 def _machine() -> tuple[int, int]:
     machine = os.uname().machine
     if machine not in _MACHINES:
@@ -211,12 +211,12 @@ _NEW_NAMESPACES = 0x7E020080
 DENIED = tuple(
     sorted(
         SYSCALLS.keys()
-        - {"fork", "vfork", "clone", "clone3", "execve", "execveat", "socket"}
+        - {"fork", "vfork", "clone", "clone3", "execve", "execveat", "socket", "prlimit64"}
         - {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
     )
 )
 """Calls that no honest solution makes: other processes' memory, mounts, keys, kernel interfaces, memory and
-queues that outlive a process, and memory that resource limits do not see."""
+queues that outlive a process, memory that resource limits do not see, and other processes' priorities."""
 
 
 class Filter:
@@ -263,6 +263,8 @@ class Filter:
                 (_RETURN, 0, 0, _ERRNO | errno.EPERM),
                 *([] if allows_processes else only_threads),
             ],
+            # Limits of its own only: those of the server would be the next program's.
+            "prlimit64": [first_argument, (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | errno.EPERM)],
             "socket": [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)],
         }
         for name, block in look_closer.items():

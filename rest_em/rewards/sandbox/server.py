@@ -21,8 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from rest_em.rewards.sandbox import candidate, kernel, tester
 from rest_em.rewards.sandbox.isolation import Cell, Limits, enter, read_file
@@ -43,8 +42,7 @@ _PROGRAMS: dict[str, Callable[..., NoReturn]] = {
 }
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a program ended."""
 
     how: str
@@ -81,7 +79,7 @@ class Server:
             except OSError as error:
                 self._tell({"error": str(error)})
                 return
-            self._tell(asdict(ending))
+            self._tell(ending._asdict())
 
     def _tell(self, value: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the client may be gone, which the next packet shows
@@ -93,7 +91,7 @@ class Server:
         locked, locked_end = os.pipe()
         child = os.fork()
         if child == 0:
-            self._become_program(kind, limits, descriptors, locked_end)
+            self._become_program(kind, descriptors, locked_end)
         for descriptor in (locked_end, *descriptors):  # so that they end when the program does
             os.close(descriptor)
         how = self._watch(child, limits, started)
@@ -111,12 +109,12 @@ class Server:
             how = "cpu"
         return Ending(how, abs(code), cpu, wall, waited)
 
-    def _become_program(self, kind: str, limits: Limits, descriptors: list[int], locked: int) -> NoReturn:
+    def _become_program(self, kind: str, descriptors: list[int], locked: int) -> NoReturn:
         """Never returns: lock this process in, say so, and be the program."""
         try:
             os.setsid()
             os.chdir(self._cell.folder)
-            self._cell.lock(limits)
+            self._cell.lock()
         except BaseException as error:
             os.write(locked, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
@@ -157,7 +155,7 @@ class Server:
         cpu = memory = 0
         processes = [str(child)]
         if self._cell.has_namespaces:
-            processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]  # noqa: PTH208
+            processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
         for process in processes:
             with contextlib.suppress(OSError):
                 fields = read_file(f"/proc/{process}/stat").rpartition(b")")[2].split()
