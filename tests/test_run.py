@@ -6,6 +6,7 @@ base model's draws, the verdicts and D_1.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -393,6 +394,36 @@ def test_nothing_correct_stops_the_run_and_says_what_to_try(fresh: Path) -> None
     assert "64" in message
     assert "sampling.num_samples" in message
     assert not (fresh / RUN / "iteration-01" / "dataset.parquet").exists()
+
+
+def test_unit_tests_are_the_reward_of_a_whole_iteration(fresh: Path) -> None:
+    """What the tiny model writes is a comment behind a program: right wherever it keeps to one line.
+
+    Of the first problem no program is right, so that the canary has one that refuses the empty program.
+    """
+    for name in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (fresh / f"{name}.jsonl").read_text().splitlines()]
+        for number, row in enumerate(rows):
+            cases = [{"args": [], "expected": number > 0}]
+            row["tests"] = {
+                "format": "function",
+                "entry_point": "f",
+                "prompt": "def f():\n    return True  # ",
+                "cases": cases,
+            }
+        (fresh / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = "reward={name: unit_tests, options: {program: completion}, num_workers: 1}"
+    options = ("--set", "problems.reference=tests", "--set", reward)
+    refused = failed(fresh, *options)
+    assert "reward.allow_code_execution: true" in refused
+    done = finish(launch("run", "tiny.yaml", *options, "--set", "reward.allow_code_execution=true"), fresh)
+    assert done.returncode == 0, done.stderr
+    assert "isolation of programs: up: " in done.stderr
+    graded = [row for rows in drawn(fresh).values() for row in rows if isinstance(row, GradedSolution)]
+    assert {one.verdict for one in graded} == {Verdict.CORRECT, Verdict.INCORRECT}
+    refusals = {one.reason for one in graded if one.solution.problem_id == "train-0"}
+    assert any("returned True, wanted False" in reason for reason in refusals)
+    assert read_json(fresh / RUN / "status.json")["state"] == "finished"
 
 
 def test_a_stage_that_fails_is_told_with_the_end_of_its_log(fresh: Path, tiny_model_folder: Path) -> None:

@@ -129,8 +129,9 @@ def option(text: str) -> str | None:
     return (led[1] or led[2]).upper()
 
 
-def no_answer(text: str) -> None:
-    """Return None: a program is no answer that could win a vote."""
+def no_vote(text: str) -> str:
+    """Return nothing to vote with, for any text: a program is no answer that could win a vote."""
+    return ""
 
 
 EXTRACTORS: dict[str, Callable[[str], str | None]] = {
@@ -140,7 +141,7 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
     "last_line": last_line,
     "text": whole_text,
     "option": option,
-    "none": no_answer,
+    "none": no_vote,
 }
 """What `reward.answer` of a recipe can name."""
 

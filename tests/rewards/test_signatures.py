@@ -354,7 +354,7 @@ def test_unit_tests_judge_in_graders_and_tell_their_isolation() -> None:
     graded.sort(key=lambda one: one.solution.index)
     assert verdicts(graded) == [CORRECT, INCORRECT, INCORRECT] * 4
     assert {one.reason.partition(":")[0] for one in graded[2::3]} == {"wall time"}
-    assert {one.answer for one in graded} == {None}
+    assert {one.answer for one in graded} == {""}
     assert len(told) == 1
     assert told[0].startswith("isolation of programs: up: ")
 
