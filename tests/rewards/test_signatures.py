@@ -377,7 +377,7 @@ def test_a_penalty_may_be_part_of_a_sum_that_is_not_negative(tmp_path: Path) -> 
 def test_a_mistake_in_one_of_several_is_told_with_its_key(tmp_path: Path) -> None:
     good = RewardPart(name="number")
     for wrong, said in (
-        (RewardPart(name="numbr"), r"^reward\.rewards\[1\]\.name: unknown name 'numbr'"),
+        (RewardPart(name="numbers"), r"^reward\.rewards\[1\]\.name: unknown name 'numbers'"),
         (RewardPart(name="number", options={"a": 1}), r"^reward\.rewards\[1\]\.options: unknown name 'a'"),
         (RewardPart(function="no_such.rewards:f"), r"^reward\.rewards\[1\]\.function no_such\.rewards:f: "),
     ):
