@@ -387,7 +387,7 @@ def _is_array(value: object, kinds: Sequence[tuple[str, str]] = _ARRAYS) -> bool
 
 def plain_number(value: object) -> object:
     """Return a scalar of numpy's, or a tensor of one element, as Python's own; anything else as it is."""
-    if not _is_array(value, _SCALARS):
+    if type(value) in (bool, int, float, type(None)) or not _is_array(value, _SCALARS):
         return value
     scalar: Any = value
     if _is_array(value, _TENSORS) and scalar.numel() != 1:
