@@ -283,7 +283,7 @@ def _told_with_place(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (ProblemError, RewardError, TrainingError) as error:
-        begin = re.match(r"([a-z]+)\.([a-z_]+)", str(error))
+        begin = re.match(r"([a-z]+)\.([a-z_]+)(\[\d+\]\.[a-z_]+)?", str(error))
         section = getattr(recipe, begin[1], None) if begin and begin[1] in type(recipe).model_fields else None
         if begin is None or not hasattr(section, begin[2]):
             raise

@@ -167,6 +167,15 @@ def test_a_wrong_argument_is_told_in_one_line(call: Call, arguments: tuple[str, 
     assert said.err.count("\n") == 1
 
 
+def test_a_mistake_in_one_of_several_rewards_is_told_with_its_line(call: Call) -> None:
+    one = 'reward: {function: "reward.py:even_length", num_workers: 1}'
+    several = "reward:\n  threshold: 1\n  rewards:\n  - function: reward.py:even_length\n  - name: numbers"
+    replace("tiny.yaml", one, several)
+    line = Path("tiny.yaml").read_text().splitlines().index("  - name: numbers") + 1
+    said = call("check", "tiny.yaml")
+    assert f"tiny.yaml:{line}: reward.rewards[1].name: unknown name 'numbers'; did you mean" in said.err
+
+
 def test_a_broken_reward_is_told_before_anything_is_drawn(call: Call) -> None:
     Path("reward.py").write_text("def even_length(problem, solution):\n    return 1 / len(solution.text)\n")
     said = call("run", "tiny.yaml")

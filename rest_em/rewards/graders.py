@@ -168,6 +168,8 @@ class Graders:
                 self._tell = None
         elif kind == "error":
             raise RewardError(reason)
+        elif kind == "begun":
+            return  # its sign of life was what counts
         else:
             _, solution = process.answered()
             self._alone.discard(id(solution))

@@ -5,6 +5,7 @@ A plug-in's code runs on import: only grader processes load rewards, never the p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.machinery
@@ -13,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +83,8 @@ class LoadedPart:
     """A float reward is correct if it is at least this."""
     source: Path | None = None
     """The file of the user's own code, to tell of errors in it."""
+    may_be_negative: bool = False
+    """Whether it is one of a sum, which as a whole must not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +109,41 @@ def load_reward(section: RewardSection) -> LoadedReward:
         RewardError: there is no such reward, its code cannot be imported, or it does not take these options.
     """
     parts, notes = [], []
-    for part in section.parts:
-        function, source, options = _function_of(part, section), None, part.options
-        if isinstance(function, UnitTests):
-            notes.append(f"isolation of programs: {function.isolation}")
-            options = {}
-        elif part.name not in BUILT_IN:
-            source = _source_file(function)
-        call = make_call(
-            part.called, function, part.signature, options=options, columns=part.columns,
-            batch_size=part.batch_size,
-        )  # fmt: skip
-        parts.append(LoadedPart(part.called, call, part.weight, part.threshold, source))
-        if part.name == "math_answer":
-            JUDGE.start()  # so that no solution waits for it
+    for index, part in enumerate(section.parts):
+        with _told_with_key(section, index):
+            loaded, note = _load_part(part, section)
+        parts.append(loaded)
+        notes += [note] if note else []
     extractor = ALL_EXTRACTORS[answer_name(section)]
     return LoadedReward(tuple(parts), section.combine, section.threshold, extractor, "; ".join(notes))
+
+
+@contextlib.contextmanager
+def _told_with_key(section: RewardSection, index: int) -> Iterator[None]:
+    """Have an error about one of several rewards begin with its own key."""
+    try:
+        yield
+    except RewardError as error:
+        if not section.rewards:
+            raise
+        raise RewardError(str(error).replace("reward.", f"reward.rewards[{index}].", 1)) from error
+
+
+def _load_part(part: RewardPart, section: RewardSection) -> tuple[LoadedPart, str]:
+    """Return a reward that can be called, and what people are told before it is."""
+    function, source, options, note = _function_of(part, section), None, part.options, ""
+    if isinstance(function, UnitTests):
+        options, note = {}, f"isolation of programs: {function.isolation}"
+    elif part.name not in BUILT_IN:
+        source = _source_file(function)
+    call = make_call(
+        part.called, function, part.signature, options=options, columns=part.columns,
+        batch_size=part.batch_size,
+    )  # fmt: skip
+    if part.name == "math_answer":
+        JUDGE.start()  # so that no solution waits for it
+    is_summand = len(section.rewards) > 1 and section.combine == "sum"
+    return LoadedPart(part.called, call, part.weight, part.threshold, source, is_summand), note
 
 
 def _function_of(part: RewardPart, section: RewardSection) -> Callable[..., Any]:
@@ -209,14 +231,17 @@ def refuse_gold(section: RewardSection, problem: Problem) -> str:
 def reward_identity(section: RewardSection) -> dict[str, Any]:
     """Return what verdicts depend on, as a JSON value.
 
-    A function is known by the content of its file, not by where it lies; what that file imports is not looked
-    at. How many graders judge, how many solutions at once, and how long they may take, does not matter; but
-    for `unit_tests` a program's time is part of the verdict.
+    A function is known by the content of its file, not by where it lies, and one of a package by its version
+    too; what that file imports is not looked at. How many graders judge, how many solutions at once, and how
+    long they may take, does not matter; but for `unit_tests` a program's time is part of the verdict.
 
     Raises:
         RewardError: there is no such reward.
     """
-    parts = [_part_identity(part, section) for part in section.parts]
+    parts = []
+    for index, part in enumerate(section.parts):
+        with _told_with_key(section, index):
+            parts.append(_part_identity(part, section))
     value: dict[str, Any] = {"threshold": section.threshold, "answer": answer_name(section)}
     if not section.rewards:
         return parts[0] | value
@@ -225,6 +250,8 @@ def reward_identity(section: RewardSection) -> dict[str, Any]:
 
 def _part_identity(part: RewardPart, section: RewardSection) -> dict[str, Any]:
     value: dict[str, Any] = {"name": part.called, "source": None, "options": part.options}
+    if part.name in BUILT_IN_NAMES:
+        _refuse_namesakes(part.name)
     if section.rewards:
         value |= {"weight": part.weight, "threshold": part.threshold}
     if part.name == "unit_tests":
@@ -234,9 +261,12 @@ def _part_identity(part: RewardPart, section: RewardSection) -> dict[str, Any]:
     value |= {"signature": part.signature, "columns": part.columns}
     if part.name is not None:
         entry = _entry_point(part.name)
-        return value | {"source": f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value}
+        version = entry.dist.version if entry.dist else "of no version"
+        told = f"reward.name {part.name} (of the package {_package_of(entry)})"
+        content = file_hash(_source_of(entry.module, told))
+        return value | {"source": f"{_package_of(entry)} {version} {content}"}
     target, function = _split(part.called)
-    source = _source_of(target, part.called)
+    source = _source_of(target, f"reward.function {part.called}")
     name = f"{source.name if _is_file(target) else target}:{function}"
     return value | {"name": name, "source": file_hash(source)}
 
@@ -248,12 +278,7 @@ def _entry_point(name: str) -> importlib.metadata.EntryPoint:
         RewardError: there is none, or two, or a package offers one with the name of a built-in reward.
     """
     offered = importlib.metadata.entry_points(group=GROUP)
-    for each in offered:
-        if each.name in BUILT_IN_NAMES:
-            raise RewardError(
-                f"reward.name {name}: the package {_package_of(each)} offers a reward {each.name!r}, which "
-                "is the name of a built-in one; take that package out, or have it choose another name"
-            )
+    _refuse_namesakes(name)
     found = [each for each in offered if each.name == name]
     if len(found) > 1:
         packages = " and ".join(map(_package_of, found))
@@ -262,6 +287,16 @@ def _entry_point(name: str) -> importlib.metadata.EntryPoint:
         known = [*BUILT_IN_NAMES, *(each.name for each in offered)]
         raise RewardError(f"reward.name: {_unknown(name, known)}; {_WANTED}")
     return found[0]
+
+
+def _refuse_namesakes(name: str) -> None:
+    """Refuse packages that offer a reward with the name of a built-in one, of which one cannot be meant."""
+    for each in importlib.metadata.entry_points(group=GROUP):
+        if each.name in BUILT_IN_NAMES:
+            raise RewardError(
+                f"reward.name {name}: the package {_package_of(each)} offers a reward {each.name!r}, which "
+                "is the name of a built-in one; take that package out, or have it choose another name"
+            )
 
 
 def _package_of(entry: importlib.metadata.EntryPoint) -> str:
@@ -297,37 +332,50 @@ def _is_file(target: str) -> bool:
     return target.endswith(".py")
 
 
-def _source_of(target: str, name: str) -> Path:
-    """Return the file of a plug-in, without running any of its code."""
+def _source_of(target: str, told: str) -> Path:
+    """Return the file of a plug-in, without running any of its code.
+
+    Args:
+        target: a file, or a module.
+        told: how messages begin.
+    """
     if _is_file(target):
         if not Path(target).is_file():
-            raise RewardError(
-                f"reward.function {name}: there is no file {target}; a path is taken from the recipe's folder"
-            )
+            raise RewardError(f"{told}: there is no file {target}; a path is taken from the recipe's folder")
         return Path(target)
     search = [str(Path.cwd()), *sys.path]  # graders start with `python -m`, which imports from there
     spec = None
     parts = target.split(".")
     for depth in range(len(parts)):
         spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: depth + 1]), search)
+        if spec is None and depth == 0:
+            spec = _spec_of_editable(parts[0])
         if spec is None:
-            raise _no_module(target, name)
+            raise _no_module(target, told)
         search = list(spec.submodule_search_locations or [])
     if spec is None or spec.origin is None:
-        raise _no_module(target, name)
+        raise _no_module(target, told)
     return Path(spec.origin)
 
 
-def _no_module(target: str, name: str) -> RewardError:
+def _spec_of_editable(package: str) -> importlib.machinery.ModuleSpec | None:
+    """Find a package that only a finder of its own knows, as after `pip install --editable`."""
+    try:
+        return importlib.util.find_spec(package)
+    except ValueError:  # a module without a specification, as `__main__`
+        return None
+
+
+def _no_module(target: str, told: str) -> RewardError:
     return RewardError(
-        f"reward.function {name}: there is no module {target}; install its package, or give the path of a "
-        "file: file.py:function"
+        f"{told}: there is no module {target}; install its package, or give the path of a file: "
+        "file.py:function"
     )
 
 
 def _find_function(name: str) -> Callable[..., Any]:
     target, function_name = _split(name)
-    source = _source_of(target, name)
+    source = _source_of(target, f"reward.function {name}")
     try:
         module = _import_file(source) if _is_file(target) else importlib.import_module(target)
     except (Exception, SystemExit) as error:  # a user's code, which may raise anything

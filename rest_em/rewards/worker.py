@@ -8,14 +8,12 @@ lines of JSON on a private copy of standard output, while what the reward prints
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import os
 import pickle
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -29,7 +27,7 @@ from rest_em.rewards.registry import (
     load_reward,
     reward_identity,
 )
-from rest_em.rewards.signatures import Task
+from rest_em.rewards.signatures import MisfitError, Task, finite, plain_number
 from rest_em.types import Outcome, Problem, Solution
 
 if TYPE_CHECKING:
@@ -40,7 +38,9 @@ Reply = tuple[str, float, str | None, str]
 
 `unscorable` the reward said itself; `failed` is unscorable through a fault of the reward."""
 TimedReply = tuple[str, float, str | None, str, float]
-"""A reply as it is sent, its last field the wall seconds that the call took."""
+"""A reply as it is sent, its last field the wall seconds that the call took.
+
+The kind `begun` is no reply: of several solutions judged together it says that another call begins."""
 
 MAX_REASON = 600
 """Characters of a reason."""
@@ -57,9 +57,17 @@ class _Said:
     """Empty where there is nothing to say beyond the number."""
 
 
-def judge(loaded: LoadedReward, tasks: Sequence[Task]) -> list[Reply]:
-    """Return what a recipe's rewards say of each solution."""
-    by_part = [[_heard(part, value) for value in part.call(tasks)] for part in loaded.parts]
+def judge(
+    loaded: LoadedReward, tasks: Sequence[Task], begin: Callable[[], None] = lambda: None
+) -> list[Reply]:
+    """Return what a recipe's rewards say of each solution.
+
+    Args:
+        loaded: the rewards.
+        tasks: the solutions.
+        begin: called before each call of a reward.
+    """
+    by_part = [[_heard(part, value) for value in part.call(tasks, begin)] for part in loaded.parts]
     return [
         _reply(loaded, problem, solution, [said[place] for said in by_part])
         for place, (problem, solution) in enumerate(tasks)
@@ -70,13 +78,15 @@ def _heard(part: LoadedPart, value: object) -> _Said:
     """Read what a reward returned, or raised."""
     if isinstance(value, UnscorableError):
         return _Said("unscorable", 0.0, str(value))
+    if isinstance(value, MisfitError):
+        return _Said("failed", 0.0, f"the reward {part.name} {value}")
     if isinstance(value, BaseException):
         place = error_place(value, part.source)
         return _Said("failed", 0.0, f"the reward {part.name} raised {describe(value)} ({place})")
     told = value.reason if isinstance(value, Outcome) else ""
-    value = _plain_number(value.reward if isinstance(value, Outcome) else value)
-    reward = _weight(value)
-    if reward is None:
+    value = plain_number(value.reward if isinstance(value, Outcome) else value)
+    reward = finite(value)
+    if reward is None or (reward < 0 and not part.may_be_negative):
         found = repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
         said = f"returned {found}; wanted a bool or a finite number >= 0"
         return _Said("failed", 0.0, f"the reward {part.name} {said}")
@@ -93,6 +103,7 @@ def _reply(loaded: LoadedReward, problem: Problem, solution: Solution, said: Seq
         kind, reward, reason = _all_must_pass(loaded, said)
     else:
         kind, reward, reason = _sum(loaded, said, has_answer=answer is not None)
+        reason = f"{problem.id}: {reason}" if kind == "failed" else reason
     return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
 
 
@@ -108,33 +119,15 @@ def _sum(loaded: LoadedReward, said: Sequence[_Said], *, has_answer: bool) -> tu
     reward = sum(part.weight * one.reward for part, one in zip(loaded.parts, said, strict=True))
     below = f"reward {reward:g} is below {loaded.threshold:g}"
     if len(said) > 1:
-        told = [f"{part.name} {one.reward:g}" for part, one in zip(loaded.parts, said, strict=True)]
-        below, reason = f"{below}: {', '.join(told)}", ""
+        told = ", ".join(f"{part.name} {one.reward:g}" for part, one in zip(loaded.parts, said, strict=True))
+        if reward < 0:
+            return "failed", 0.0, f"the sum of the rewards is {reward:g}, and >= 0 is wanted: {told}"
+        below, reason = f"{below}: {told}", ""
     else:
         reason = said[0].reason
     if reward >= loaded.threshold:
         return "correct", reward, "" if reason == "wrong" else reason
     return "incorrect", reward, "no answer" if reason == "wrong" and not has_answer else reason or below
-
-
-def _plain_number(value: object) -> object:
-    """Return numpy's scalars as Python's own; anything else as it is."""
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic):
-        plain: object = value.item()
-        return plain
-    return value
-
-
-def _weight(value: object) -> float | None:
-    """Return a reward as a float; None if it is none."""
-    if not isinstance(value, numbers.Real):
-        return None
-    try:
-        reward = float(value)
-    except OverflowError:
-        return None
-    return reward if math.isfinite(reward) and reward >= 0 else None
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
@@ -186,6 +179,12 @@ def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
     return load_reward(section)
 
 
+def _leave_if_forked(process_id: int) -> None:
+    """End a child that the reward forked and let return."""
+    if os.getpid() != process_id:
+        os._exit(0)
+
+
 def main() -> None:
     """Judge until standard input ends."""
     die_with_parent(signal.SIGKILL, int(sys.argv[1]))
@@ -199,16 +198,22 @@ def main() -> None:
         return
     batch_size = max(part.call.batch_size for part in loaded.parts)
     _send(replies, ["ready", float(batch_size), None, loaded.note, 0.0])
+
+    def begin() -> None:
+        _leave_if_forked(process_id)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left set would hit the next call
+        if len(tasks) > 1:
+            _send(replies, ["begun", 0.0, None, "", 0.0])
+
     while True:
         try:
             tasks = pickle.load(requests)
         except EOFError:
             os._exit(0)  # without waiting for threads that a reward may have left behind
         started = time.perf_counter()
-        judged = judge(loaded, tasks)
+        judged = judge(loaded, tasks, begin)
         seconds = (time.perf_counter() - started) / len(tasks)
-        if os.getpid() != process_id:
-            os._exit(0)  # a child that the reward forked and let return
+        _leave_if_forked(process_id)
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm left set would hit the next solution
         _send(replies, *((*reply, seconds) for reply in judged))
 

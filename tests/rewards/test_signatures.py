@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,8 @@ def reward(prompts, completions, answer, level, **kwargs):
     assert prompts == ["2 + 2?\\n"] * len(completions)
     assert level == [3] * len(completions)
     assert kwargs["completion_ids"] == [[5, 6]] * len(completions)
+    kwargs.pop("log_extra")("graded", completions)
+    kwargs.pop("log_metric")("share", 0.5)
     assert set(kwargs) == {"completion_ids", "trainer_state", "question", "data_source"}, kwargs
     return [1.0 if gold in text else 0.0 for text, gold in zip(completions, answer)]
 """
@@ -80,6 +84,11 @@ def reward(queries, prompts, labels, **kwargs):
 """
 OWN_LISTS = """
 def reward(problems, solutions):
+    return [problem.reference in solution.text for problem, solution in zip(problems, solutions)]
+"""
+ASYNC_LISTS = """
+async def reward(problems, solutions):
+    await asyncio.sleep(0.01)
     return [problem.reference in solution.text for problem, solution in zip(problems, solutions)]
 """
 ASYNC = """
@@ -107,8 +116,11 @@ reward = Judge()
         (TRL, {"signature": "trl", "batch_size": 1}),
         (VERL, {"signature": "verl"}),
         (VERL_LISTS, {"signature": "verl", "batch_size": 4, "options": {"scale": 1.0}}),
+        (VERL_LISTS, {"signature": "verl", "options": {"scale": 1.0}}),
         (OPENRLHF, {"signature": "openrlhf"}),
         (OWN_LISTS, {"batch_size": 3}),
+        (OWN_LISTS, {}),
+        (ASYNC_LISTS, {}),
         (ASYNC, {}),
         (ASYNC_TRL, {"signature": "trl"}),
         (OBJECT, {}),
@@ -131,6 +143,52 @@ def reward(prompts, completions, **kwargs):
     assert rewards(judge(written(openrlhf, signature="openrlhf"), "4", "5", problem=CHAT)) == [1.0, 0.0]
 
 
+def test_a_row_of_verls_own_reaches_its_function_as_verl_gives_it(written: Write) -> None:
+    reward_model = {"style": "rule", "ground_truth": "4"}
+    columns = {"data_source": "sums", "reward_model": reward_model, "extra_info": {"index": 7}}
+    source = """
+def reward(data_source, solution_str, ground_truth, extra_info):
+    assert (data_source, extra_info) == ("sums", {"index": 7})
+    return float(solution_str == ground_truth)
+"""
+    problem = Problem("p3", prompt="2 + 2?", reference=reward_model, metadata=columns)
+    assert rewards(judge(written(source, signature="verl"), "4", "5", problem=problem)) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "signature"),
+    [
+        ("[torch.tensor(0.5) for _ in texts]", "trl"),
+        ("torch.full((len(texts), 1), 0.5)", "trl"),
+        ("{'rewards': torch.full((len(texts),), 0.5), 'extra_logs': {}}", "openrlhf"),
+    ],
+)
+def test_tensors_are_rewards(written: Write, returned: str, signature: str) -> None:
+    parameters = {"trl": "completions, **columns", "openrlhf": "texts, prompts, labels"}[signature]
+    first = "    texts = completions\n" if signature == "trl" else ""
+    source = f"import torch\ndef reward({parameters}):\n{first}    return {returned}\n"
+    section = written(source, signature=signature, threshold=0.5, timeout_seconds=60.0)
+    assert verdicts(judge(section, "a", "b", "c")) == [CORRECT] * 3
+
+
+def test_a_tensor_of_several_numbers_is_no_reward(written: Write) -> None:
+    source = "import torch\ndef reward(problem, solution):\n    return torch.ones(2)\n"
+    (lost,) = judge(written(source, timeout_seconds=60.0), "a")
+    assert lost.verdict is UNSCORABLE
+    assert "returned a value of type Tensor" in lost.reason
+
+
+def test_none_of_a_trl_reward_says_that_it_does_not_apply_and_is_no_fault(written: Write) -> None:
+    source = (
+        "def reward(completions, **kwargs):\n    return [None if c == '' else 1.0 for c in completions]\n"
+    )
+    section = written(source, signature="trl")
+    canary(section, PROBLEM)
+    graded = judge(section, "a", "", "b")
+    assert verdicts(graded) == [CORRECT, UNSCORABLE, CORRECT]
+    assert graded[1].reason.endswith("does not apply: it returned None")
+
+
 def test_a_column_of_another_name_is_given_by_the_recipe(written: Write) -> None:
     source = "def reward(completions, solution, **kwargs):\n    return [float(a == b) for a, b in zip(completions, solution)]\n"
     (lost,) = judge(written(source, signature="trl"), "4")
@@ -142,7 +200,8 @@ def test_a_column_of_another_name_is_given_by_the_recipe(written: Write) -> None
         0.0,
     ]
     (lost,) = judge(written(source, signature="trl", columns={"solution": "gold"}), "4")
-    assert "the problems have no column 'gold'" in lost.reason
+    assert "wants a column 'gold' (reward.columns), and the problems have question, answer" in lost.reason
+    assert "signatures.py" not in lost.reason, "the place of an error is in the user's own code"
 
 
 def test_calls_of_an_async_reward_run_beside_one_another(written: Write) -> None:
@@ -181,6 +240,60 @@ def test_one_bad_solution_of_a_batch_costs_only_itself(written: Write, failure: 
     assert graded[7].verdict is UNSCORABLE
 
 
+def test_a_reward_that_is_none_in_a_batch_is_asked_for_again_alone(written: Write) -> None:
+    source = "def reward(completions, **k):\n    return [1.0 if len(completions) == 1 else float('nan')] * len(completions)\n"
+    assert verdicts(judge(written(source, signature="trl"), *"abcdefghijkl")) == [CORRECT] * 12
+
+
+def test_the_limit_is_that_of_one_call_where_a_batch_is_tried_again_one_by_one(written: Write) -> None:
+    source = """
+def reward(completions, **kwargs):
+    with open(__file__ + ".calls", "a") as file:
+        file.write(".")
+    time.sleep(0.2)
+    if len(completions) > 1: raise ValueError
+    return [1.0]
+"""
+    section = written(source, signature="trl", timeout_seconds=1.0, batch_size=8)
+    assert verdicts(judge(section, *"abcdefgh")) == [CORRECT] * 8
+    num_calls = Path(str(section.function).rpartition(":")[0] + ".calls").stat().st_size
+    assert num_calls <= 8 + 3, "once alone each, and the batches: no process was killed and began again"
+
+
+def test_a_slow_reward_of_one_solution_keeps_its_limit_beside_one_of_lists(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n"
+        "def slow(problem, solution):\n    time.sleep(0.2)\n    return 1.0 + os.getpid()\n"
+        "def lists(completions, **columns):\n    return [0.0] * len(completions)\n"
+    )
+    parts = (
+        RewardPart(function=f"{tmp_path}/mine.py:slow"),
+        RewardPart(function=f"{tmp_path}/mine.py:lists", signature="trl"),
+    )
+    graded = judge(RewardSection(rewards=parts, num_workers=1, timeout_seconds=0.5), *"abcdefghijklmnop")
+    assert verdicts(graded) == [CORRECT] * 16
+    assert len(set(rewards(graded))) == 1, "one process judged them all"
+
+
+def test_a_child_that_a_reward_forks_in_a_batch_does_not_answer(written: Write) -> None:
+    source = "def reward(completions, **k):\n    os.fork()\n    return [1.0] * len(completions)\n"
+    assert rewards(judge(written(source, signature="trl"), *"abcdef")) == [1.0] * 6
+
+
+def test_an_async_call_that_leaves_does_not_end_the_others(written: Write) -> None:
+    source = """
+calls = {}
+async def reward(problem, solution):
+    calls[solution.index] = calls.get(solution.index, 0) + 1
+    if solution.text == "leave": raise SystemExit
+    await asyncio.sleep(0.05)
+    return float(calls[solution.index])
+"""
+    graded = judge(written(source, batch_size=8), "a", "leave", "b", "c")
+    assert rewards(graded) == [1.0, 0.0, 1.0, 1.0], "each was called once"
+    assert "raised SystemExit" in graded[1].reason
+
+
 def test_one_bad_solution_among_async_calls_costs_only_itself(written: Write) -> None:
     source = "async def reward(problem, solution):\n    return 1 / (solution.text != 'bad')\n"
     graded = judge(written(source), "a", "bad", "b", "c")
@@ -196,6 +309,8 @@ def test_one_bad_solution_among_async_calls_costs_only_itself(written: Write) ->
         ("def reward(queries): pass", {"signature": "openrlhf"}, "calls it with queries, prompts, labels"),
         ("def reward(problem, solution): pass", {"options": {"a": 1}}, "unknown name 'a'"),
         ("def reward(problem, solution): pass", {"columns": {"a": "b"}}, "rest_em, which gets no columns"),
+        ("def reward(problem, solution): pass", {"batch_size": 8}, "batch_size: is 8.* judges one solution a call"),
+        (VERL, {"signature": "verl", "batch_size": 8}, "batch_size: is 8.* judges one solution a call"),
     ],
 )  # fmt: skip
 def test_a_function_that_does_not_fit_its_signature_is_refused(
@@ -247,6 +362,29 @@ def test_several_rewards_are_summed_by_weight(tmp_path: Path) -> None:
     assert graded[0].answer == "4", "of the first built-in reward"
 
 
+def test_a_penalty_may_be_part_of_a_sum_that_is_not_negative(tmp_path: Path) -> None:
+    (tmp_path / "form.py").write_text("def penalty(problem, solution):\n    return -0.5\n")
+    parts = (RewardPart(name="number"), RewardPart(function=f"{tmp_path}/form.py:penalty"))
+    graded = judge(RewardSection(rewards=parts, threshold=0.5, num_workers=1), "4", "5")
+    assert rewards(graded) == [0.5, 0.0]
+    assert verdicts(graded) == [CORRECT, UNSCORABLE]
+    assert graded[1].reason.startswith("p1: the sum of the rewards is -0.5, and >= 0 is wanted: number 0, ")
+    for section in (RewardSection(rewards=parts, combine="all"), RewardSection(rewards=parts[1:])):
+        lost, _ = judge(section, "4", "5")
+        assert "returned -0.5; wanted a bool or a finite number >= 0" in lost.reason
+
+
+def test_a_mistake_in_one_of_several_is_told_with_its_key(tmp_path: Path) -> None:
+    good = RewardPart(name="number")
+    for wrong, said in (
+        (RewardPart(name="numbers"), r"^reward\.rewards\[1\]\.name: unknown name 'numbers'"),
+        (RewardPart(name="number", options={"a": 1}), r"^reward\.rewards\[1\]\.options: unknown name 'a'"),
+        (RewardPart(function="no_such.rewards:f"), r"^reward\.rewards\[1\]\.function no_such\.rewards:f: "),
+    ):
+        with pytest.raises(RewardError, match=said):
+            canary(RewardSection(rewards=(good, wrong)), PROBLEM)
+
+
 def test_several_rewards_may_all_have_to_pass(tmp_path: Path) -> None:
     graded = judge(several(tmp_path, combine="all"), "4", "long 4", "5", "lost")
     assert rewards(graded) == [1.0, 0.0, 0.0, 0.0]
@@ -290,11 +428,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return install
 
 
-def test_a_package_offers_a_reward_by_name(package: Callable[..., None]) -> None:
+def test_a_package_offers_a_reward_by_name(package: Callable[..., None], tmp_path: Path) -> None:
     package("brief", "steps_rewards:brief")
     section = RewardSection(name="brief", num_workers=1)
     assert rewards(judge(section, "ab", "abc")) == [1.0, 0.0]
-    assert reward_identity(section)["source"] == "steps 1.0"
+    before = reward_identity(section)
+    assert before["source"].startswith("steps 1.0 ")
+    with (tmp_path / "steps_rewards.py").open("a") as file:
+        file.write("# a package that is being worked on keeps its version\n")
+    assert reward_identity(section)["source"] != before["source"]
 
 
 def test_a_package_that_offers_what_cannot_be_is_refused_by_its_name(package: Callable[..., None]) -> None:
@@ -303,6 +445,27 @@ def test_a_package_that_offers_what_cannot_be_is_refused_by_its_name(package: Ca
         RewardError, match="package steps offers a reward 'number', which is the name of a built-in"
     ):
         load_reward(RewardSection(name="brief"))
+    with pytest.raises(RewardError, match="the package steps offers a reward 'number'"):
+        canary(RewardSection(name="number"), PROBLEM)
+
+
+class EditableFinder:
+    """Knows one package by a path of its own, as `pip install --editable` has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return spec_from_file_location(name, self.path) if name == "mine_in_the_works" else None
+
+
+def test_a_function_of_a_package_that_is_installed_editable_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere.py").write_text("def reward(problem, solution):\n    return True\n")
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, EditableFinder(tmp_path / "elsewhere.py")])
+    section = RewardSection(function="mine_in_the_works:reward")
+    assert len(reward_identity(section)["source"]) == 16
 
 
 @pytest.mark.parametrize(
