@@ -187,7 +187,10 @@ def test_a_test_that_passes_what_is_no_data_needs_the_program(reward: UnitTests)
     [
         ("for n in range(0):\n    assert squares(n) == []", "without a call of squares"),
         ("assert squares(1) == wanted.value\nimport wanted", "name 'wanted' is not defined"),
-        ("for n in (1,):\n    assert squares(n) == squres(n)\n    squres = 1", "squres"),
+        (
+            "for n in (1,):\n    assert squares(n) == undefined_squares(n)\n    undefined_squares = 1",
+            "undefined_squares",
+        ),
     ],
 )
 def test_a_test_that_is_broken_says_nothing_of_a_program(reward: UnitTests, test: str, said: str) -> None:

@@ -499,8 +499,8 @@ def test_what_is_for_functions_is_refused_for_a_built_in_reward() -> None:
 def test_programs_are_run_only_where_the_recipe_allows_it() -> None:
     with pytest.raises(RewardError, match=r"docs/sandbox\.md and allow it with reward\.allow_code_execution"):
         load_reward(RewardSection(name="unit_tests"))
-    with pytest.raises(RewardError, match=r"reward\.options: unknown name 'programm'; did you mean program"):
-        load_reward(RewardSection(name="unit_tests", allow_code_execution=True, options={"programm": "text"}))
+    with pytest.raises(RewardError, match=r"reward\.options: unknown name 'programs'; did you mean program"):
+        load_reward(RewardSection(name="unit_tests", allow_code_execution=True, options={"programs": "text"}))
 
 
 def test_unit_tests_judge_in_graders_and_tell_their_isolation() -> None:
