@@ -21,7 +21,7 @@ MAX_DIGITS = 1000
 MAX_OPTION = 2000
 """A final answer of more characters names no option."""
 
-_MARKER = re.compile(r"the\s+answer\s+is\s*:?|####", re.IGNORECASE)
+_MARKER = re.compile(r"the\s+(?:final\s+)?answer\s+is\s*:?|####", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
@@ -60,9 +60,9 @@ _NUMBER = re.compile(
 def final_answer(text: str) -> str | None:
     """Return the final answer as written, or None where there is none.
 
-    What follows the last "the answer is" or `####`, to the end of the sentence or line, or the content of
-    the last complete `\\boxed{...}`, whichever of them comes last; without any of them the last line. After a
-    marker that nothing follows the solution was cut off: it gives no answer.
+    What follows the last "the answer is" ("the final answer is") or `####`, to the end of the sentence or
+    line, or the content of the last complete `\\boxed{...}`, whichever of them comes last; without any of them the
+    last line. After a marker that nothing follows the solution was cut off: it gives no answer.
 
     >>> final_answer("2 + 2 = 4. The answer is: **4**.")
     '4'
@@ -177,6 +177,11 @@ def only_number(text: str) -> Fraction | None:
     text = _plain(text).strip().strip("$").removesuffix(".").strip()
     match = _NUMBER.match(text)
     return _value(match) if match is not None and text[match.end() :].strip() in _UNITS else None
+
+
+def is_marked(text: str) -> bool:
+    """Say whether a text has a marker or a complete box."""
+    return _marked_answer(text) is not None
 
 
 def _marked_answer(text: str) -> str | None:

@@ -16,11 +16,13 @@ from fractions import Fraction
 from typing import Any
 
 from rest_em.errors import UnscorableError
-from rest_em.rewards.answers import final_answer, only_number
+from rest_em.rewards.answers import final_answer, is_marked, last_line, last_number, only_number
 from rest_em.rewards.math_process import JudgeKilledError, MathProcess
 from rest_em.types import Outcome, Problem, Solution
 
 MAX_CHARACTERS = 1000
+MAX_TAIL = 4000
+"""Characters of a solution's end in which an unmarked answer is looked for."""
 MAX_DEPTH = 20
 """Brackets in one another."""
 MAX_DIGITS = 60
@@ -60,10 +62,27 @@ _UNITS = {
 """How a unit may be written -> how it is compared. Others are compared as they are written."""
 
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_LAYOUT = re.compile(
-    r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])|(?<!\\)\\[,;:! ]|\$|~"
-    r"|\\q?quad|\\limits"
+_NOTATION = tuple(
+    (re.compile(pattern), written)
+    for pattern, written in (
+        (r"\{,\}", ","),
+        (r"\\!\s?|\\\$", ""),
+        (r"\\([%#])", r"\1"),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"√\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}"),
+        (r"\\(?:left|right|displaystyle|[Bb]ig[lr]?|limits|q?quad)(?![A-Za-z])|(?<!\\)\\[,;: ]|\$|~", " "),
+        (r"\\(?:leq|leqslant)(?![A-Za-z])|<=", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
+        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\lbrace(?![A-Za-z])", r"\\{"),
+        (r"\\rbrace(?![A-Za-z])", r"\\}"),
+        (r"\^\s*\{?\s*\\circ\s*\}?", " degrees "),
+    )
 )
+"""Notation that differs and means the same, in the order in which it is mended."""
 _HEDGE = re.compile(
     r"\b(?:or|either|maybe|perhaps|probably|possibly|approximately|about|between|not|except)\b"
     r"|\?|\\approx|≈|~=|\\lor\b|\\vee\b",
@@ -73,6 +92,7 @@ _UNIT_AFTER = re.compile(
     r"^(?P<value>.*?[0-9})])\s*"
     r"(?P<unit>[A-Za-z][A-Za-z.]*(?:\s*(?:\^\{?[23]\}?|/[A-Za-z]+|per\s+[A-Za-z]+))*)\s*$"
 )
+_SPAN = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$\n]+?)(?<!\\)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL)
 _BASE = re.compile(r"^([0-9A-Fa-f]+)_\{?([0-9]{1,2}|\\text\{[a-z]+\})\}?$")
 _TIME = re.compile(r"^(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap]\.?m\.?)?$", re.IGNORECASE)
 _REPEATING = re.compile(r"(-?\d*)\.(\d*)\\overline\{(\d+)\}")
@@ -104,7 +124,7 @@ def math_answer(problem: Problem, solution: Solution) -> Outcome:
         UnscorableError: the reference cannot be read, or does not equal itself.
     """
     gold = gold_text(problem)
-    found = final_answer(solution.text)
+    found = found_answer(solution.text)
     if found is None:
         return Outcome(0.0, "no answer")
     is_equal, why = JUDGE.compare(gold, found)
@@ -113,11 +133,33 @@ def math_answer(problem: Problem, solution: Solution) -> Outcome:
 
 def normalized(text: str) -> str | None:
     """Return the final answer of a solution as majority votes show it; None where there is none."""
-    found = final_answer(text)
+    found = found_answer(text)
     if found is None or len(found) > MAX_CHARACTERS:
         return found if found is None else found[:MAX_CHARACTERS]
     answer = read_answer(found)
     return str(answer.number) if answer.number is not None and not answer.unit else answer.text or None
+
+
+def found_answer(text: str) -> str | None:
+    """Return the final answer of a solution: as `final_answer`, but of an unmarked last line its mathematics.
+
+    >>> found_answer("Then 2.\\nWe find that $x < 3$."), found_answer("She has 18 apples.")
+    ('x < 3', '18')
+    """
+    if is_marked(text):
+        return final_answer(text)
+    tail = text.rstrip()[-MAX_TAIL:]
+    line = last_line(tail)
+    if line is None or _HEDGE.search(line):
+        return line
+    spans = [span for span in _SPAN.finditer(tail) if "\n" not in tail[span.end() :].strip(" .,;\n")]
+    if spans and not re.search(r"\d", tail[spans[-1].end() :]):
+        return next(group for group in spans[-1].groups() if group is not None).strip() or None
+    numbers = re.findall(r"\d[\d,]*(?:\.\d+)?(?:/\d+)?", line)
+    if len(numbers) == 1 and len(line.split()) > 2:
+        value = last_number(line)
+        return line if value is None else str(value)
+    return line
 
 
 def gold_text(problem: Problem) -> str:
@@ -260,20 +302,13 @@ def read_answer(text: str) -> Answer:
 def _plain(text: str) -> str:
     """Write an answer in one notation, as far as that changes no meaning."""
     text = text.translate(_TRANSLATED).strip()
-    text = (
-        text.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("\\$", "").replace("\\#", "#")
-    )
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"√\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"√\s*([0-9]+|[A-Za-z])", r"\\sqrt{\1}", text)
-    text = _LAYOUT.sub(" ", text)
-    text = re.sub(
-        r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le", re.sub(r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge", text)
-    )
-    text = re.sub(r"\\(?:lbrace)(?![A-Za-z])", r"\\{", re.sub(r"\\(?:rbrace)(?![A-Za-z])", r"\\}", text))
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", " degrees ", text)
+    for pattern, written in _NOTATION:
+        text = pattern.sub(written, text)
+    text = text if "=" in text else text.replace(";", ",")
     text = _REPEATING.sub(_repeating, text)
-    text = re.sub(r"(?<=\d),\s?(?=\d{3}(?!\d))(?=(?:\d{3},?\s?)*\d{3}(?!\d))", _thousands(text), text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))(?=(?:\d{3},?)*\d{3}(?!\d))", _thousands(text), text)
+    if re.fullmatch(r"\d{1,3}(?: \d{3})+", text):
+        text = text.replace(" ", "")
     whole = _TEXT.fullmatch(text.strip())
     text = whole[1] if whole else text
     text = " ".join(text.split()).rstrip(".").strip()
@@ -424,11 +459,21 @@ def _settle_lists(gold: str, answer: str) -> bool | None:
     return None
 
 
+def _is_one_bracket(text: str) -> bool:
+    """Say whether the bracket that opens a text closes at its end, and not before."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character in ")]}":
+            return place == len(text) - 1
+    return False
+
+
 def _elements(text: str) -> Sequence[str]:
     """Return what stands between the commas of the outermost level, brackets around the whole aside."""
     inner = text
     for begin, end in (("(", ")"), ("[", "]"), (r"\{", r"\}")):
-        if inner.startswith(begin) and inner.endswith(end):
+        if inner.startswith(begin) and inner.endswith(end) and _is_one_bracket(inner):
             inner = inner[len(begin) : -len(end)]
             break
     depth, parts, last = 0, [], 0

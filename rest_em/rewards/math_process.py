@@ -197,7 +197,8 @@ def _answer(question: dict[str, Any]) -> dict[str, Any]:
             "is_equal": bool(answer) and _is_rounded(gold, answer, question["gold"]),
             "is_gold_read": True,
         }
-    return {"is_equal": _is_exact(gold, answer), "is_gold_read": True}
+    is_equal = _is_exact(gold, answer) or _is_rounded(gold, answer, question["gold"])
+    return {"is_equal": is_equal, "is_gold_read": True}
 
 
 def _parsed(text: str) -> list[Any]:

@@ -79,7 +79,7 @@ class Cell:
         self._filter: kernel.Filter | None = None
         self._landlock: kernel.Landlock | None = None
         self._clean: dict[str, tuple[int, int]] = {}
-        self._max_address_space = 0
+        self._memory_bytes = self._max_address_space = 0
 
     def make_ready(self) -> None:
         """Do once what all programs share: limits, the filter and the ruleset; bind this process to them.
@@ -122,6 +122,9 @@ class Cell:
 
     def prepare(self, limits: Limits) -> None:
         """Compute what the next program's process needs, before it is there."""
+        if limits.memory_bytes == self._memory_bytes:
+            return
+        self._memory_bytes = limits.memory_bytes
         used = int(read_file("/proc/self/statm").split()[0]) * resource.getpagesize()
         self._max_address_space = used + limits.memory_bytes
 

@@ -53,7 +53,7 @@ class Ending(NamedTuple):
     """Of all its processes."""
     wall_seconds: float
     waited_seconds: float
-    """How long its first thread was ready to run and did not, for the machine was busy."""
+    """If it met the limit `wall`: how long its first thread was ready to run and did not."""
 
 
 class Server:
@@ -95,7 +95,7 @@ class Server:
         for descriptor in (locked_end, *descriptors):  # so that they end when the program does
             os.close(descriptor)
         how = self._watch(child, limits, started)
-        waited = _waited_seconds(child)
+        waited = _waited_seconds(child) if how == "wall" else 0.0
         wall = time.monotonic() - started
         status, cpu = self._end_all(child)
         code = os.waitstatus_to_exitcode(status)
