@@ -61,8 +61,8 @@ def final_answer(text: str) -> str | None:
     """Return the final answer as written, or None where there is none.
 
     What follows the last "the answer is" ("the final answer is") or `####`, to the end of the sentence or
-    line, or the content of the last complete `\\boxed{...}`, whichever of them comes last; without any of them the
-    last line. After a marker that nothing follows the solution was cut off: it gives no answer.
+    line, or the content of the last complete `\\boxed{...}`, whichever of them comes last; without any of
+    them the last line. After a marker that nothing follows the solution was cut off: it gives no answer.
 
     >>> final_answer("2 + 2 = 4. The answer is: **4**.")
     '4'
