@@ -473,3 +473,9 @@ def test_all_holds_for_an_ordinary_user_too() -> None:
         shutil.rmtree(folder)
     assert done.stderr == ""
     assert json.loads(done.stdout) == [user.pw_uid, {}, []]
+
+
+def test_a_signal_to_its_own_group_reaches_only_the_program(sandbox: Sandbox) -> None:
+    ending = _script(sandbox, "import os\nos.killpg(0, 9)").ending
+    assert (ending.how, ending.code) == ("signal", 9)
+    assert _said(sandbox, "print(1)") == "1\n"

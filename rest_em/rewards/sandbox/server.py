@@ -112,7 +112,7 @@ class Server:
     def _become_program(self, kind: str, descriptors: list[int], locked: int) -> NoReturn:
         """Never returns: lock this process in, say so, and be the program."""
         try:
-            os.setsid()
+            os.setsid()  # a signal to its group reaches nobody else: groups reach across PID namespaces
             os.chdir(self._cell.folder)
             self._cell.lock()
         except BaseException as error:
