@@ -153,6 +153,26 @@ def test_values_are_equal_in_their_types_too(
     assert is_same(value, expected, equality) is is_right
 
 
+def test_the_frames_around_a_program_do_not_tell_what_is_expected(reward: UnitTests) -> None:
+    spy = """
+import sys
+def f(n):
+    frame, seen = sys._getframe(1), []
+    while frame:
+        seen.append(sorted((k, repr(v)) for k, v in frame.f_locals.items() if not k.startswith("__") and "0x" not in repr(v)))
+        frame = frame.f_back
+    raise ValueError(hash(repr(seen)) if n else repr(seen))
+"""
+    told = {
+        _judge(
+            reward, {"format": "function", "entry_point": "f", "cases": [{"args": [0], "expected": one}]}, spy
+        ).reason
+        for one in (True, False, [1], "some other value", 10**12)
+    }
+    assert len(told) == 1
+    assert "max_bytes" in told.pop()
+
+
 def test_what_a_test_needs_of_the_program_is_judged_in_its_process_only_where_that_is_allowed(
     reward: UnitTests,
 ) -> None:

@@ -29,15 +29,15 @@ def answer_calls(payload: int, results: int) -> NoReturn:
     """Call the entry point for each case and write one line a call: what came of it.
 
     Args:
-        payload: {"source", "entry_point", "calls": [[call, max_bytes], ...]}: (args, kwargs) encoded, and how
-            large an encoded value can be that is not told to be too large.
+        payload: {"source", "entry_point", "calls", "max_bytes"}: each call is (args, kwargs) encoded; an
+            encoded value of more bytes is told to be too large.
         results: where the lines go.
     """
     request = _read(payload)
     entry = _load(request, lambda reply: _write(results, reply + b"\n"))
     if entry is not None:
-        for call, max_bytes in request["calls"]:
-            _write(results, _reply(entry, call.encode(), max_bytes) + b"\n")
+        for call in request["calls"]:
+            _write(results, _reply(entry, call.encode(), request["max_bytes"]) + b"\n")
     os._exit(0)
 
 
