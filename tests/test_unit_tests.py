@@ -97,6 +97,7 @@ def test_a_wrong_program_is_refused_with_its_reason(
     ["a, b = map(int, input().split())\nprint(a + b, '  \\n\\n')", "import sys\nprint(sum(map(int, sys.stdin.read().split())))\nsys.exit()",
      "import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())",
      "print(sum(map(int, open(0).read().split())))\nexit(0)",
+     "print(sum(map(int, open('/dev/stdin').read().split())), file=open('/dev/stdout', 'w'))",
      "import sys\nsys.stderr.write('x' * (32 << 20))\nprint(sum(map(int, input().split())))",
      "def main():\n    print(sum(map(int, input().split())))\nif __name__ == '__main__':\n    main()"],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rest_em.rewards.sandbox.isolation import Limits
+from rest_em.rewards.sandbox.isolation import NOBODY, Limits
 from rest_em.rewards.sandbox.server import MAX_PACKET, Ending
 
 START_SECONDS = 60.0
@@ -171,6 +171,8 @@ class Sandbox:
             SandboxError: the sandbox failed.
         """
         reading, writing = os.pipe()
+        if os.geteuid() == 0:
+            os.fchown(writing, NOBODY, NOBODY)  # so that the program, who is nobody then, may open /dev/stdout
         inputs = [] if standard_input is None else [_in_memory(standard_input)]
         try:
             inputs += [] if channel is None else [os.dup(channel)]
