@@ -172,7 +172,7 @@ class Sandbox:
         """
         reading, writing = os.pipe()
         if os.geteuid() == 0:
-            os.fchown(writing, NOBODY, NOBODY)  # so that the program, who is nobody then, may open /dev/stdout
+            os.fchown(writing, NOBODY, NOBODY)  # for programs, who are nobody then, to open /dev/stdout
         inputs = [] if standard_input is None else [_in_memory(standard_input)]
         try:
             inputs += [] if channel is None else [os.dup(channel)]
