@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from rest_em.rewards.problem_tests import (
     from_mbpp,
     parse_tests,
 )
-from rest_em.rewards.sandbox.values import decode
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,57 @@ def test_assertions_about_literals_are_read_as_calls() -> None:
     )
     found = parse_tests({"format": "assert", "entry_point": "f", "test": test})
     assert isinstance(found, FunctionTests)
-    assert found.equality == "python"
-    assert [decode(case.call.encode()) for case in found.cases] == [((1, [2.5]), {"k": "a"}), ((-1,), {})]
+    assert [marshal.loads(case.call) for case in found.cases] == [((1, [2.5]), {"k": "a"}), ((-1,), {})]
     assert [case.expected for case in found.cases] == [(1,), None]
+
+
+@pytest.mark.parametrize(
+    ("assertion", "passing", "failing"),
+    [
+        ("f(1) == 2", [2, 2.0], ["2", None, 3]),
+        ("f(1)", [1, "a", [0]], [0, "", None, []]),
+        ("not f(1)", [0, "", None], [1, "a"]),
+        ("f(1) is True", [True], [1, "True"]),
+        ("f(1) is None", [None], [0, False]),
+        ("f(1) != 2", [3, None], [2]),
+        ("abs(f(1) - 2 / 3) < 1e-6", [2 / 3, 0.6666667], [0.667, None, "a", 10**400]),
+        ("tuple(f(1)) == tuple([1, 2])", [[1, 2], (1, 2)], [[2, 1], 12, None]),
+        ("set(f(1)) == {1, 2}", [[2, 1, 1]], [[1], [[1]]]),
+        ("sorted(f(1)) == [1, 2]", [[2, 1]], [[2, "a"], 1]),
+        ("round(f(1), 2) == 0.33", [0.333], [0.34, "0.33"]),
+        ("f(1) == (3 + 5 + 7, 3 * 5 * 7, 2 ** 10, 'ab' * 2)", [(15, 105, 1024, "abab")], [(15, 105)]),
+    ],
+)
+def test_an_assertion_that_is_read_says_what_python_would(
+    assertion: str, passing: list[Any], failing: list[Any]
+) -> None:
+    found = parse_tests({"format": "assert", "entry_point": "f", "test": f"assert {assertion}"})
+    assert isinstance(found, FunctionTests)
+    (case,) = found.cases
+    assert case.wanted is not None
+    for values, verdict in ((passing, True), (failing, False)):
+        for value in values:
+            try:
+                exec(f"assert {assertion}", {"f": lambda _, value=value: value})
+                said = True
+            except Exception:
+                said = False
+            assert case.wanted.holds(value) is said is verdict, value
 
 
 @pytest.mark.parametrize(
     "test",
     [
-        "def check(candidate):\n    assert abs(candidate(1) - 2) < 1e-6",
+        "def check(candidate):\n    assert sum(candidate(1)) < 1e-6",
+        "assert f(1) == 10 ** 10 ** 10",
+        "assert f(1) == 'a' * 10 ** 10",
+        "assert f(1) == 2 << 3",
+        "assert round(f(1), -(10 ** 9)) == 0",
+        "assert f(1) % 2 == 0",
+        "assert f(1) == f(2)",
+        "tuple = 3\nassert tuple(f(1)) == (1,)",
         "for n in range(3):\n    assert f(n) == n",
         "x = f(1)\nassert x == 2",
-        "assert f(1) != 2",
         "assert f(f(1)) == 1",
         "assert f(*[1]) == 1",
         "f = 1\nassert f == 1",

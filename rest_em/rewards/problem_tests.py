@@ -11,6 +11,7 @@ import builtins
 import decimal
 import functools
 import json
+import marshal
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rest_em.errors import UnscorableError
+from rest_em.rewards.assertions import Wanted, read_assertions
 from rest_em.rewards.sandbox.values import CannotCrossError, encode
 
 COMPARISONS = ("exact", "lines", "tokens", "floats")
@@ -31,9 +33,11 @@ MAX_BYTES = 2**24
 MAX_DIGITS = 200_000
 """Of an integer in tests that are stored as a text."""
 
-Equality = Literal["strict", "lists", "python"]
-"""When a value is what is expected: equal in types too; the same but for tuples, which JSON writes as lists;
-as Python's == has it."""
+LEAST_SEEN_BYTES = 2**16
+"""What is counted as expected where an assertion wants something else of a value than a constant."""
+
+Equality = Literal["strict", "lists"]
+"""When a value is what is expected: equal in types too; the same, but for tuples, which are lists in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,16 @@ class Case:
     """One call and what it must return.
 
     Example:
-        Case(call='{"t":[{"t":[3]},{"d":[]}]}', expected=[0, 1, 4], num_bytes=7)
+        Case(call=marshal.dumps(((3,), {})), expected=[0, 1, 4], num_bytes=7)
     """
 
-    call: str
-    """Positional arguments and keywords, encoded as data that crosses."""
+    call: bytes
+    """Positional arguments and keywords, marshalled."""
     expected: Any
     num_bytes: int
-    """Of what is expected, encoded so."""
+    """Of what is expected, encoded as data that crosses."""
+    wanted: Wanted | None = None
+    """What an assertion wants of the value, in the place of equality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +138,13 @@ def _function(reference: Mapping[str, Any]) -> FunctionTests:
     return FunctionTests(_entry_point(reference), tuple(cases), equality, _prompt(reference))
 
 
-def _case(args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> Case:
+def _case(args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any, wanted: Wanted | None = None) -> Case:
     try:
-        call = encode((args, kwargs), max_bytes=MAX_BYTES).decode()
-        return Case(call, expected, len(encode(expected, max_bytes=MAX_BYTES)))
+        encode((args, kwargs), max_bytes=MAX_BYTES)  # or it is no plain data
+        size = len(encode(expected, max_bytes=MAX_BYTES))
+        if wanted is not None and not wanted.is_plain:
+            size = max(size, LEAST_SEEN_BYTES)
+        return Case(marshal.dumps((args, kwargs)), expected, size, wanted)
     except CannotCrossError as error:
         raise UnscorableError(f"a case of the problem's tests is {error}") from error
 
@@ -173,59 +182,19 @@ def _read_assert(
         raise UnscorableError("the problem has no test: nothing in `test` asserts or raises anything")
     if shares_process:
         return AssertTests(entry_point, setup, test, "(as shares_process says) something", prompt)
-    cases = _literal_cases(trees[1], entry_point)
+    bound = {name for node in ast.walk(trees[0]) for name in _names_bound(node)}
+    calls = read_assertions(trees[1], entry_point, bound)
+    try:
+        cases = tuple(_case(one.args, one.kwargs, one.wanted.constant, one.wanted) for one in calls)
+    except UnscorableError:  # of what is no data the test may still be run
+        cases = ()
     if cases:
-        return FunctionTests(entry_point, tuple(cases), "python", prompt)
+        return FunctionTests(entry_point, cases, "strict", prompt)
     missing = _unbound_names(trees, entry_point)
     modules = [name for name in missing if name in sys.stdlib_module_names]  # the program may import them
     setup = "".join(f"import {name}\n" for name in modules) + setup
     needs = ", ".join(name for name in missing if name not in modules)
     return AssertTests(entry_point, setup, test, needs, prompt)
-
-
-def _literal_cases(tree: ast.Module, entry_point: str) -> list[Case]:
-    """Return the calls of a test that is nothing but `assert f(literals) == literal`, as most tests are.
-
-    They are then judged without a process for the test, to the same verdict. Empty where there is more to it.
-    """
-    body, names = list(tree.body), {entry_point}
-    checks = [one for one in body if isinstance(one, ast.FunctionDef) and one.name == "check"]
-    if checks and entry_point != "check":
-        (check,) = checks if len(checks) == 1 else (None,)
-        if check is None or [one.arg for one in check.args.args] != ["candidate"] or check.decorator_list:
-            return []
-        body = [one for one in body if one is not check] + check.body
-        names = {"candidate"}
-    try:
-        return [case for statement in body for case in _literal_case(statement, names)]
-    except (ValueError, TypeError, UnscorableError, RecursionError, MemoryError):  # not literal
-        return []
-
-
-def _literal_case(statement: ast.stmt, names: set[str]) -> list[Case]:
-    """Return what a statement calls: one case, or none where it calls nothing.
-
-    Raises:
-        ValueError: it is more than an assertion about one call.
-    """
-    match statement:
-        case ast.Expr(value=ast.Constant()) | ast.Pass():
-            return []
-        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name not in names:
-            ast.literal_eval(value)
-            return []
-        case ast.Assert(test=ast.Constant(value=True)):
-            return []
-        case ast.Assert(
-            test=ast.Compare(
-                left=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords),
-                ops=[ast.Eq()],
-                comparators=[expected],
-            )
-        ) if name in names and all(one.arg for one in keywords):
-            given = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
-            return [_case(tuple(map(ast.literal_eval, args)), given, ast.literal_eval(expected))]
-    raise ValueError(f"line {statement.lineno} is no assertion about one call")
 
 
 _PARSERS: dict[str, tuple[Callable[[Mapping[str, Any]], Tests], frozenset[str]]] = {

@@ -11,6 +11,7 @@ import builtins
 import gc
 import io
 import json
+import marshal
 import os
 import socket
 import struct
@@ -29,15 +30,15 @@ def answer_calls(payload: int, results: int) -> NoReturn:
     """Call the entry point for each case and write one line a call: what came of it.
 
     Args:
-        payload: {"source", "entry_point", "calls", "max_bytes"}: each call is (args, kwargs) encoded; an
+        payload: {"source", "entry_point", "calls", "max_bytes"}: each call is (args, kwargs) marshalled; an
             encoded value of more bytes is told to be too large.
         results: where the lines go.
     """
-    request = _read(payload)
+    request = read_payload(payload)
     entry = _load(request, lambda reply: _write(results, reply + b"\n"))
     if entry is not None:
         for call in request["calls"]:
-            _write(results, _reply(entry, call.encode(), request["max_bytes"]) + b"\n")
+            _write(results, _reply(entry, marshal.loads(call), request["max_bytes"]) + b"\n")
     os._exit(0)
 
 
@@ -48,13 +49,13 @@ def serve_calls(payload: int, channel: int) -> NoReturn:
         payload: {"source", "entry_point"}.
         channel: a stream socket; requests and replies have a length of four bytes before them.
     """
-    request = _read(payload)
+    request = read_payload(payload)
     stream = socket.socket(fileno=channel)
     entry = _load(request, lambda reply: send(stream, reply))
     if entry is not None:
         send(stream, b'{"ready":true}')
         while (asked := receive(stream)) is not None:
-            send(stream, _reply(entry, asked, MAX_REPLY_BYTES))
+            send(stream, _reply(entry, decode(asked), MAX_REPLY_BYTES))
     os._exit(0)
 
 
@@ -66,7 +67,7 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
         standard_input: what it reads.
         standard_output: what it prints.
     """
-    source = _read(payload)["source"]
+    source = read_payload(payload)["source"]
     os.dup2(standard_input, 0)
     os.dup2(standard_output, 1)
     os.closerange(3, 256)
@@ -151,8 +152,8 @@ def _load(request: dict[str, Any], tell: Any) -> Any:
     return entry
 
 
-def _reply(entry: Any, call: bytes, max_bytes: int) -> bytes:
-    positional, keywords = decode(call)
+def _reply(entry: Any, call: tuple[tuple[Any, ...], dict[str, Any]], max_bytes: int) -> bytes:
+    positional, keywords = call
     try:
         value = entry(*positional, **keywords)
         return b'{"value":' + encode(value, max_bytes=max_bytes) + b"}"
@@ -187,9 +188,10 @@ def builtin_name(error: BaseException) -> str:
     return names[0]
 
 
-def _read(descriptor: int) -> dict[str, Any]:
-    with open(descriptor, "rb") as file:
-        found: dict[str, Any] = json.loads(file.read())
+def read_payload(descriptor: int) -> dict[str, Any]:
+    """Return what the client gave to this process."""
+    found: dict[str, Any] = marshal.loads(os.read(descriptor, os.fstat(descriptor).st_size))
+    os.close(descriptor)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import marshal
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.rewards.sandbox.isolation import NOBODY, Limits
-from rest_em.rewards.sandbox.server import MAX_PACKET, Ending
+from rest_em.rewards.sandbox.server import ENDS, ERROR, KINDS, MAX_PACKET, REPLY, REQUEST, STOP, Ending
 
 START_SECONDS = 60.0
 """How long a server may take to put up its layers."""
@@ -24,6 +25,8 @@ CLOSE_SECONDS = 5.0
 SLACK_SECONDS = 30.0
 """How long beyond a program's wall-clock limit its end may take to be told, on a machine that is busy."""
 PIPE_BYTES = 2**18
+LULL_MILLISECONDS = 10
+"""How long a program is left alone with its pipe: most have ended by then, and each look costs a switch."""
 _START = (
     f"import sys; sys.path.append({str(Path(__file__).parents[3])!r}); "
     "from rest_em.rewards.sandbox.server import main; sys.path.pop(); main()"
@@ -112,12 +115,15 @@ class Sandbox:
     def start(self, kind: str, payload: Any, descriptors: Sequence[int], limits: Limits) -> None:
         """Start a program; `finish` must follow.
 
+        The payload crosses as `marshal` has it, which is fast to read and safe from here to there: those who
+        read it are not trusted, and nothing of theirs is read so.
+
         Raises:
             SandboxError: the server is gone.
         """
-        memory = _in_memory(json.dumps(payload).encode())
+        memory = _in_memory(marshal.dumps(payload))
         try:
-            packet = json.dumps({"kind": kind, "limits": limits._asdict()}).encode()
+            packet = REQUEST.pack(KINDS.index(kind), *limits)
             socket.send_fds(self._control, [packet], [memory, *descriptors])
         except OSError as error:
             raise SandboxError(f"the sandbox's server is gone: {error}") from error
@@ -128,7 +134,7 @@ class Sandbox:
     def stop(self) -> None:
         """End the program that runs, if one does; `finish` tells of it."""
         with contextlib.suppress(OSError):
-            self._control.send(b"{}")
+            self._control.send(STOP)
 
     def finish(self) -> Ending:
         """Wait for the end of the program that was started.
@@ -142,10 +148,10 @@ class Sandbox:
             raise SandboxError(f"the sandbox's server does not reply: {error}") from error
         if not packet:
             raise SandboxError("the sandbox's server has died")
-        told = json.loads(packet)
-        if "error" in told:
-            raise SandboxError(told["error"])
-        return Ending(**told)
+        if packet.startswith(ERROR):
+            raise SandboxError(packet.removeprefix(ERROR).decode())
+        how, *rest = REPLY.unpack(packet)
+        return Ending(ENDS[how], *rest)
 
     def run(
         self,
@@ -188,15 +194,13 @@ class Sandbox:
     def _collect(self, reading: int, max_results: int) -> Finished:
         os.set_blocking(reading, False)
         poll = select.poll()
-        poll.register(reading, select.POLLIN)
         poll.register(self._control, select.POLLIN)
         parts: list[bytes] = []
         size, seconds = 0, self._control.gettimeout() or 0.0
+        is_last = bool(poll.poll(LULL_MILLISECONDS))
+        poll.register(reading, select.POLLIN)
         while True:
-            ready = [one for one, _ in poll.poll(1000 * seconds)]
-            if not ready:
-                raise SandboxError("the sandbox's server does not reply")
-            is_last = self._control.fileno() in ready
+            chunk: bytes | None = None
             while size <= max_results and (chunk := _read_now(reading)):
                 parts.append(chunk)
                 size += len(chunk)
@@ -207,6 +211,10 @@ class Sandbox:
             if size > max_results or chunk == b"":
                 with contextlib.suppress(KeyError):
                     poll.unregister(reading)
+            ready = [one for one, _ in poll.poll(1000 * seconds)]
+            if not ready:
+                raise SandboxError("the sandbox's server does not reply")
+            is_last = self._control.fileno() in ready
 
 
 def _in_memory(content: bytes) -> int:

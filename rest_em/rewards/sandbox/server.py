@@ -3,10 +3,14 @@
 It reads nothing that a program wrote, and nothing of a program: a request is a few numbers and descriptors,
 and the program's process alone reads what they lead to. So a program finds nothing of the one before it.
 
-    client -> server   one packet: {"kind", "limits"} and descriptors: the payload, then the kind's own
-    server -> client   one packet: how it ended and what it used; the first one of all: the layers
+    client -> server   one packet: `REQUEST` and descriptors: the payload, then the kind's own
+    server -> client   one packet: `REPLY`, how it ended and what it used; or the server's error, a text
 
-A second packet while a program runs, or the end of the client, ends the program.
+The first packet of all tells the layers, in JSON. A second packet while a program runs, or the end of the
+client, ends the program.
+
+What is done for each program is kept plain: each page that this process writes to while a program's process
+shares it is copied, and there are more such pages than the work would let one think.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from rest_em.rewards.sandbox import candidate, kernel, tester
 from rest_em.rewards.sandbox.isolation import Cell, Limits, enter, read_file
@@ -30,6 +35,15 @@ FIRST_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.025
 """How often a program's processes are counted: what they use between two looks goes beyond a limit."""
 MAX_PACKET = 2**16
+REQUEST = struct.Struct("=Bddq")
+"""The kind's place in `KINDS`, and the limits."""
+REPLY = struct.Struct("=BBddd")
+"""The end's place in `ENDS`, and the rest of an `Ending`."""
+STOP = b"stop"
+ERROR = b"!"
+"""Before a text in the place of a reply, whose first byte is less."""
+_DESCRIPTORS = struct.Struct("=4i")
+_ROOM = socket.CMSG_SPACE(_DESCRIPTORS.size)
 _LOCKED = b"locked"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
@@ -40,6 +54,8 @@ _PROGRAMS: dict[str, Callable[..., NoReturn]] = {
     "test": tester.run_test,
     "together": tester.run_together,
 }
+KINDS = tuple(_PROGRAMS)
+ENDS = ("exit", "signal", "stopped", "cpu", "wall", "memory")
 
 
 class Ending(NamedTuple):
@@ -67,25 +83,29 @@ class Server:
     def serve(self) -> None:
         """Run programs until the client goes."""
         while True:
-            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET, 8)
+            packet, ancillary, _, _ = self._control.recvmsg(MAX_PACKET, _ROOM)
             if not packet:
                 return
-            request = json.loads(packet)
-            if "kind" not in request:
+            if packet == STOP:
                 continue  # it was to end a program that has ended by itself
+            kind, *limits = REQUEST.unpack(packet)
+            sent = ancillary[0][2]
+            descriptors = struct.unpack(f"={len(sent) // 4}i", sent)
             try:
-                ending = self._run(request["kind"], Limits(**request["limits"]), descriptors)
+                how, code, *used = self._run(kind, Limits(*limits), descriptors)
                 self._cell.clean()
             except OSError as error:
-                self._tell({"error": str(error)})
+                self._tell(ERROR + str(error).encode())
                 return
-            self._tell(ending._asdict())
+            self._tell(REPLY.pack(ENDS.index(how), code, *used))
 
-    def _tell(self, value: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the client may be gone, which the next packet shows
-            self._control.send(json.dumps(value).encode())
+    def _tell(self, packet: bytes) -> None:
+        try:
+            self._control.send(packet)
+        except OSError:
+            return  # the client may be gone, which the next packet shows
 
-    def _run(self, kind: str, limits: Limits, descriptors: list[int]) -> Ending:
+    def _run(self, kind: int, limits: Limits, descriptors: tuple[int, ...]) -> Ending:
         started = time.monotonic()
         self._cell.prepare(limits)
         locked, locked_end = os.pipe()
@@ -109,7 +129,7 @@ class Server:
             how = "cpu"
         return Ending(how, abs(code), cpu, wall, waited)
 
-    def _become_program(self, kind: str, descriptors: list[int], locked: int) -> NoReturn:
+    def _become_program(self, kind: int, descriptors: tuple[int, ...], locked: int) -> NoReturn:
         """Never returns: lock this process in, say so, and be the program."""
         try:
             os.setsid()  # a signal to its group reaches nobody else: groups reach across PID namespaces
@@ -120,7 +140,7 @@ class Server:
             os._exit(1)
         try:
             os.write(locked, _LOCKED)
-            _PROGRAMS[kind](*_keep_only(descriptors))
+            _PROGRAMS[KINDS[kind]](*_keep_only(descriptors))
         finally:
             os._exit(1)
 
@@ -165,12 +185,13 @@ class Server:
 
     def _end_all(self, child: int) -> tuple[int, float]:
         """Kill what is left of a program and wait for it; return its status and processor seconds."""
-        if self._cell.has_namespaces:  # all processes of the namespace but this one
-            with contextlib.suppress(ProcessLookupError):
+        try:
+            if self._cell.has_namespaces:  # all processes of the namespace but this one
                 os.kill(-1, signal.SIGKILL)
-        else:
-            with contextlib.suppress(ProcessLookupError):
+            else:
                 os.killpg(child, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         status, cpu = 0, 0.0
         while True:
             try:
@@ -190,7 +211,7 @@ def _waited_seconds(child: int) -> float:
         return 0.0
 
 
-def _keep_only(descriptors: list[int]) -> list[int]:
+def _keep_only(descriptors: tuple[int, ...]) -> list[int]:
     """Close all but these, which become 3, 4 and on; standard input, output and error are the null device."""
     high = [os.dup2(one, 100 + place) for place, one in enumerate(descriptors)]
     os.closerange(3, 100)

@@ -13,7 +13,14 @@ import os
 import socket
 from typing import Any, NoReturn
 
-from rest_em.rewards.sandbox.candidate import MAX_REPLY_BYTES, describe, new_module, receive, send
+from rest_em.rewards.sandbox.candidate import (
+    MAX_REPLY_BYTES,
+    describe,
+    new_module,
+    read_payload,
+    receive,
+    send,
+)
 from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
 
 
@@ -104,8 +111,7 @@ def run_test(payload: int, channel: int, results: int) -> NoReturn:
         channel: leads to the program.
         results: where the verdict goes.
     """
-    with open(payload, "rb") as file:
-        request = json.loads(file.read())
+    request = read_payload(payload)
     proxy = _Proxy(socket.socket(fileno=channel), request["entry_point"])
     kind, message = _verdict(request, proxy)
     os.write(results, json.dumps([kind, message[:500]]).encode())
@@ -122,8 +128,7 @@ def run_together(payload: int, results: int) -> NoReturn:
         payload: {"source", "setup", "test", "entry_point", "word"}.
         results: where the verdict goes, `word` in the place of `passed`.
     """
-    with open(payload, "rb") as file:
-        request = json.loads(file.read())
+    request = read_payload(payload)
     module = new_module("__main__")
     kind, message = request["word"], ""
     for part in ("source", "setup", "test", "check"):

@@ -33,7 +33,7 @@ def encode(value: object, *, max_bytes: int) -> bytes:
         CannotCrossError: it is not plain data, or larger than `max_bytes`.
     """
     budget = [max_bytes]
-    text = json.dumps(_plain(value, 0, budget), separators=(",", ":"), allow_nan=False).encode()
+    text = _TO_JSON(_plain(value, 0, budget)).encode()
     if len(text) > max_bytes:
         raise CannotCrossError(f"larger than {max_bytes:,} bytes")
     return text
@@ -89,6 +89,7 @@ def _plain(value: object, depth: int, budget: list[int]) -> object:  # noqa: PLR
     raise CannotCrossError(f"of type {kind.__name__[:80]}, which is no plain data")
 
 
+_TO_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _DICTIONARIES = (dict, defaultdict, Counter, OrderedDict)
 _LETTERS: dict[type, str] = {tuple: "t", set: "s", frozenset: "z"}
 
