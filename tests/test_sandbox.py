@@ -346,8 +346,8 @@ print(judge(reward, "def f(n):\\n    return n * n"), judge(reward, "def f(n):\\n
 print(judge(reward, "import os\\ndef f(n):\\n    os.fork()\\n    return n * n"), "a process is refused")
 print(judge(reward, "import os\\nos.mkdir('x')\\nos.symlink('/', 'link')\\ndef f(n):\\n    return n * n"))
 print(judge(reward, "import os\\ndef f(n):\\n    return n * n if os.listdir('.') else 0"), "nothing is left")
-print(judge(reward, "def f(n):\\n    open(%r)\\n    return n * n" % sys.argv[1]), "files are out of reach")
-reward.close()
+print(judge(reward, "def f(n):\\n    open(%r)\\n    return n * n" % sys.argv[1]), "files are out of reach", flush=True)
+os.killpg(0, 9)
 """
 
 
@@ -356,8 +356,9 @@ def test_a_missing_layer_is_told_and_nothing_runs_unless_that_is_allowed(tmp_pat
     secret.write_text("x")
     before = set(Path("/tmp").glob("rest_em-*"))
     done = subprocess.run(
-        [sys.executable, "-c", REFUSING, str(secret)], capture_output=True, text=True, timeout=60, check=True
-    )
+        [sys.executable, "-c", REFUSING, str(secret)], capture_output=True, text=True, timeout=60,
+        start_new_session=True, check=False,
+    )  # fmt: skip
     refusal, isolation, *judged = done.stdout.splitlines()
     assert "this host lacks the user namespace" in refusal
     assert "reward.allow_weaker_isolation" in refusal
@@ -366,6 +367,9 @@ def test_a_missing_layer_is_told_and_nothing_runs_unless_that_is_allowed(tmp_pat
     assert judged == [
         "1.0 0.0", "0.0 a process is refused", "1.0", "0.0 nothing is left", "0.0 files are out of reach",
     ]  # fmt: skip
+    deadline = time.monotonic() + 2  # it was killed, with its whole group
+    while set(Path("/tmp").glob("rest_em-*")) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert set(Path("/tmp").glob("rest_em-*")) == before
 
 

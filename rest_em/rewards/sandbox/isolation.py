@@ -86,6 +86,8 @@ class Cell:
 
         The server, this process, needs no more than they allow.
         """
+        if not self.has_namespaces:
+            self.folder = _folder_that_goes()
         for kind, value in _SHARED_LIMITS.items():
             _limit(kind, value)
         with contextlib.suppress(OSError):
@@ -155,6 +157,28 @@ class Cell:
         if self.janitor.recv(16) != b"done":
             raise OSError("the folders of the last program could not be emptied")
         self._clean = {path: _touched(path) for path in SCRATCH.values()}
+
+
+def _folder_that_goes() -> str:
+    """Return a new folder; a process that is not this one's child, nor of its group, removes it afterwards."""
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="rest_em-")
+    here, end = os.pipe()
+    if child := os.fork():
+        os.close(here)
+        os.waitpid(child, 0)
+        return folder
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(end)
+    os.closerange(3, here)
+    os.closerange(here + 1, MAX_DESCRIPTORS)
+    os.read(here, 1)  # ends with the last who has the other end: that process
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
 
 
 def _mount_scratch() -> None:

@@ -232,10 +232,6 @@ def main() -> None:
     try:
         if not enter(cell, options["packages"]):
             return
-        if not cell.has_namespaces:
-            import tempfile
-
-            cell.folder = tempfile.mkdtemp(prefix="rest_em-")
         cell.make_ready()
         cell.clean()
     except OSError as error:
@@ -243,13 +239,7 @@ def main() -> None:
         return
     control.send(json.dumps({"missing": cell.missing, "has_namespaces": cell.has_namespaces}).encode())
     warm_up(options["packages"])
-    try:
-        Server(control, cell).serve()
-    finally:
-        if not cell.has_namespaces:
-            import shutil
-
-            shutil.rmtree(cell.folder)
+    Server(control, cell).serve()
 
 
 def warm_up(packages: dict[str, str]) -> None:
