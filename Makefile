@@ -53,7 +53,8 @@ bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside transformers' gener
 	$(BIN)/python benchmarks/math_answers.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
 
-soak: $(INSTALLED)  ## 100,000 programs through the sandbox (10 minutes on 2 cores)
+soak: $(INSTALLED)  ## Attacks in sequence and 100,000 programs through the sandbox (half an hour on 2 cores)
+	$(BIN)/python benchmarks/sequences_sandbox.py
 	$(BIN)/python benchmarks/soak_sandbox.py
 
 clean:  ## remove the environment and the model, not the runs

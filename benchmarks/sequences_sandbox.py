@@ -2,9 +2,9 @@
 
     python benchmarks/sequences_sandbox.py [--attacks FILE] [--runs 5] [--hogs 24] [--only NAME]
 
-Each line of FILE, tests/attacks.jsonl unless told, is {"id", "mode", "expect", "code"}: mode `function` (the
-task is `squares(n)`), `stdin` ("a b" -> a + b) or `assert`; expect is `correct` or `incorrect`. What each
-sequence asks is in its docstring.
+The attacks are those of tests/attacks.toml, or of a FILE of lines {"id", "mode", "expect", "code"} for the
+same tasks: mode `F` (function) or `S` (stdin); expect `pass` or `fail`. What each sequence asks is in its
+docstring.
 It is run as root and as an ordinary user; exit status 1 where one does not hold.
 """
 
@@ -24,27 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-CASES = [{"args": [n], "expected": [i * i for i in range(n)]} for n in (0, 1, 3, 20)]
-CHECK = (
-    "def check(candidate):\n"
-    "    for n in (0, 1, 3, 20):\n"
-    "        assert candidate(n) == [i * i for i in range(n)]\n"
-)
-TESTS: dict[str, dict[str, Any]] = {
-    "function": {"format": "function", "entry_point": "squares", "cases": CASES},
-    "stdin": {
-        "format": "stdin",
-        "cases": [{"stdin": f"{a} {b}\n", "stdout": f"{a + b}\n"} for a, b in ((1, 2), (-5, 5), (10**20, 7))],
-    },
-    "assert": {"format": "assert", "entry_point": "squares", "test": CHECK},
-}
-HONEST = {
-    "function": "def squares(n):\n    return [i * i for i in range(n)]\n",
-    "stdin": "a, b = map(int, input().split())\nprint(a + b)\n",
-}
-HONEST["assert"] = HONEST["function"]
-WRONG = {"function": "def squares(n):\n    return [0] * n\n", "stdin": "print(3)\n"}
-WRONG["assert"] = WRONG["function"]
 HOGS = (
     "import threading\ndef spin():\n    while True:\n        pass\n"
     "for _ in range(64):\n    threading.Thread(target=spin).start()\n",
@@ -54,6 +33,9 @@ HOGS = (
     "while True:\n    pass\n",
 )
 TIMEOUT = "3"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.attacks import HONEST, TESTS, WRONG, Attack, read_attacks  # noqa: E402
+
 Rows = Sequence[tuple[str, str]]
 """Solutions: a mode and a program."""
 
@@ -132,12 +114,12 @@ def is_of_a_sandbox(process: str) -> bool:
         return False
 
 
-def poisoners(attacks: list[dict[str, Any]], failures: Failures) -> None:
-    """After each attack, in its sandbox, an honest program passes and a wrong one does not; nothing is left."""
+def poisoners(attacks: list[Attack], failures: Failures) -> None:
+    """After each attack, in its sandbox, an honest program passes, a wrong one does not; nothing is left."""
     rows = [
-        (attack["mode"], code)
+        (attack.mode, code)
         for attack in attacks
-        for code in (attack["code"], HONEST[attack["mode"]], WRONG[attack["mode"]])
+        for code in (attack.code, HONEST[attack.mode], WRONG[attack.mode])
     ]
     before = state()
     found = judge(rows, 1)
@@ -145,11 +127,11 @@ def poisoners(attacks: list[dict[str, Any]], failures: Failures) -> None:
     after = state()
     for place, attack in enumerate(attacks):
         three = found[3 * place : 3 * place + 3]
-        wanted = [attack["expect"], "correct", "incorrect"]
+        wanted = [verdict_of(attack), "correct", "incorrect"]
         told = [one["verdict"] for one in three]
-        failures.check(told == wanted, f"{attack['id']}: {told}, {[one['reason'] for one in three]}")
+        failures.check(told == wanted, f"{attack.name}: {told}, {[one['reason'] for one in three]}")
         seconds = [one["seconds"] for one in three]
-        failures.check(seconds[0] < float(TIMEOUT) + 3, f"{attack['id']}: {seconds[0]:.1f} s")
+        failures.check(seconds[0] < float(TIMEOUT) + 3, f"{attack.name}: {seconds[0]:.1f} s")
     failures.check(before == after, f"left behind: {before} -> {after}")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     failures.check(peak < 200, f"a process of rest_em's had {peak:.0f} MB")
@@ -263,10 +245,10 @@ def hogs(number: int) -> Iterator[None]:
             one.wait()
 
 
-def again(attacks: list[dict[str, Any]], runs: int, num_hogs: int, failures: Failures) -> None:
+def again(attacks: list[Attack], runs: int, num_hogs: int, failures: Failures) -> None:
     """Verdicts are the same in run after run, and beside processes of others that take the processors."""
-    rows = [(attack["mode"], attack["code"]) for attack in attacks]
-    wanted = [attack["expect"] for attack in attacks]
+    rows = [(attack.mode, attack.code) for attack in attacks]
+    wanted = [verdict_of(attack) for attack in attacks]
     for number in range(runs):
         verdicts = [one["verdict"] for one in judge(rows)]
         failures.check(verdicts == wanted, f"run {number + 1}: {differing(attacks, verdicts)}")
@@ -275,13 +257,25 @@ def again(attacks: list[dict[str, Any]], runs: int, num_hogs: int, failures: Fai
     failures.check(verdicts == wanted, f"beside {num_hogs} hogs: {differing(attacks, verdicts)}")
 
 
-def differing(attacks: list[dict[str, Any]], verdicts: list[str]) -> list[tuple[str, str]]:
+def differing(attacks: list[Attack], verdicts: list[str]) -> list[tuple[str, str]]:
     """Return the attacks whose verdict is not the expected one."""
     return [
-        (attack["id"], found)
+        (attack.name, found)
         for attack, found in zip(attacks, verdicts, strict=True)
-        if found != attack["expect"]
+        if found != verdict_of(attack)
     ]
+
+
+def verdict_of(attack: Attack) -> str:
+    """Return the verdict that an attack deserves."""
+    return "correct" if attack.is_right else "incorrect"
+
+
+def read_lines(path: Path) -> list[Attack]:
+    """Return the attacks of a file of JSON lines."""
+    modes = {"F": "function", "S": "stdin"}
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Attack(one["id"], modes[one["mode"]], one["expect"] == "pass", one["code"]) for one in found]
 
 
 def main() -> None:
@@ -289,12 +283,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--attacks", type=Path, default=Path(__file__).parents[1] / "tests/attacks.jsonl")
+    parser.add_argument("--attacks", type=Path, metavar="FILE")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--hogs", type=int, default=24)
     parser.add_argument("--only", help="the name of one sequence")
     arguments = parser.parse_args()
-    attacks = [json.loads(line) for line in arguments.attacks.read_text().splitlines()]
+    attacks = read_lines(arguments.attacks) if arguments.attacks else read_attacks()
     sequences: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
         (poisoners, (attacks,)), (many_callers, ()), (beside_hogs, ()), (killed, ()), (missing_layer, ()),
         (zero_tests, ()), (again, (attacks, arguments.runs, arguments.hogs)),

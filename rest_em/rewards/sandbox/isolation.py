@@ -160,7 +160,7 @@ class Cell:
 
 
 def _folder_that_goes() -> str:
-    """Return a new folder; a process that is not this one's child, nor of its group, removes it afterwards."""
+    """Return a new folder; a process that is no child of this one, nor in its group, removes it."""
     import shutil
     import tempfile
 
