@@ -32,7 +32,7 @@ MAX_WINDOW = 256
 """The most solutions that one grader is sent ahead."""
 
 EXIT_SECONDS = 1.0
-"""How long a process that has closed its pipe may take to die by itself."""
+"""How long a process that has closed its pipe, or was dismissed, may take to die by itself."""
 
 
 class GraderProcess:
@@ -72,7 +72,7 @@ class GraderProcess:
         self._last_sign = time.monotonic()
         self._window = 4
         self._may_starve = False
-        self._is_silent = False
+        self._is_silent = self._is_dismissed = False
 
     def fill(self, queue: deque[Task], share: int, alone: Container[int]) -> None:
         """Take solutions from `queue` to work ahead, about `share` of them.
@@ -151,8 +151,17 @@ class GraderProcess:
         writable = {self._stdin: select.POLLOUT} if self._outbox else {}
         return {self._stdout: select.POLLIN} | writable
 
+    def dismiss(self) -> None:
+        """Let it leave in good order if it has nothing to do, for `end` to follow."""
+        if self.is_ready and not self.tasks:
+            self._pipes[0].close()
+            self._is_dismissed = True
+
     def end(self) -> str:
         """Kill it and all that it started; say how it had ended."""
+        deadline = time.monotonic() + EXIT_SECONDS
+        while self._is_dismissed and not self._is_dead and time.monotonic() < deadline:
+            time.sleep(0.002)
         was_dead = self._is_dead
         kill_group(self._process)
         os.close(self._lifeline)

@@ -79,7 +79,9 @@ class Graders:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Kill the processes; what has not been collected is lost."""
+        """End the processes; what has not been collected is lost."""
+        for process in self._processes:
+            process.dismiss()
         while self._processes:
             self._processes.pop().end()
         if self._log is not None:

@@ -7,6 +7,7 @@ lines of JSON on a private copy of standard output, while what the reward prints
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -179,6 +180,15 @@ def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
     return load_reward(section)
 
 
+def _close(loaded: LoadedReward) -> None:
+    """Have the rewards that can be closed end what they have started."""
+    for part in loaded.parts:
+        close = getattr(part.call.function, "close", None)
+        if callable(close):
+            with contextlib.suppress(Exception):
+                close()
+
+
 def _leave_if_forked(process_id: int) -> None:
     """End a child that the reward forked and let return."""
     if os.getpid() != process_id:
@@ -209,6 +219,7 @@ def main() -> None:
         try:
             tasks = pickle.load(requests)
         except EOFError:
+            _close(loaded)
             os._exit(0)  # without waiting for threads that a reward may have left behind
         started = time.perf_counter()
         judged = judge(loaded, tasks, begin)

@@ -487,6 +487,34 @@ def test_the_canary_lets_a_plugin_say_that_it_cannot_judge(plugin: Plugin) -> No
     canary(plugin("return 0.5"), PROBLEM)
 
 
+def test_a_reward_that_can_be_closed_is_closed_in_good_order(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Reward:\n"
+        "    def __call__(self, problem, solution):\n"
+        "        return True\n"
+        "    def close(self):\n"
+        f"        open({str(tmp_path / 'closed')!r}, 'w').close()\n"
+        "reward = Reward()\n"
+    )
+    judge(RewardSection(function=f"{tmp_path}/mine.py:reward", num_workers=1), "x")
+    assert (tmp_path / "closed").exists()
+
+
+def test_one_that_hangs_while_it_is_closed_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n"
+        "class Reward:\n"
+        "    def __call__(self, problem, solution):\n"
+        f"        open({str(tmp_path / 'process')!r}, 'w').write(str(os.getpid()))\n"
+        "        return True\n"
+        "    def close(self):\n"
+        "        time.sleep(1000)\n"
+        "reward = Reward()\n"
+    )
+    judge(RewardSection(function=f"{tmp_path}/mine.py:reward", num_workers=1), "x")
+    assert not is_alive(int((tmp_path / "process").read_text()))
+
+
 def test_too_many_unscorable_solutions_stop_the_run_with_reasons() -> None:
     section = RewardSection(name="number", max_unscorable=0.05)
     lost = [GradedSolution(solution("x", i), UNSCORABLE, 0.0, None, f"p{i % 5}: bad gold") for i in range(6)]
