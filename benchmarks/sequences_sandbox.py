@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -63,16 +62,38 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"{name}.out.jsonl").read_text().splitlines()]
 
 
-def judge(rows: Rows, workers: int = 2, *more: str) -> list[dict[str, Any]]:
+def judge(rows: Rows, workers: int = 2) -> list[dict[str, Any]]:
     """Judge solutions in a folder of their own."""
     with tempfile.TemporaryDirectory() as made:
-        write(Path(made), "one", rows)
-        done = subprocess.run(
-            command(Path(made), "one", workers, *more), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"rest_em score left with {done.returncode}: {done.stderr[-2000:]}")
-        return read(Path(made), "one")
+        folder = Path(made)
+        write(folder, "one", rows)
+        with (folder / "errors").open("w") as errors:
+            running = subprocess.Popen(
+                command(folder, "one", workers), stdout=subprocess.DEVNULL, stderr=errors
+            )
+            while running.poll() is None:
+                note_memory()
+                time.sleep(0.1)
+        if running.returncode:
+            raise SystemExit(
+                f"rest_em score left with {running.returncode}: {(folder / 'errors').read_text()[-2000:]}"
+            )
+        return read(folder, "one")
+
+
+peaks: dict[str, int] = {}
+"""The peak resident megabytes of each process of the command and its graders, by process id."""
+
+
+def note_memory() -> None:
+    """Look at the processes of rest_em that are on the trusted side."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = (path / "cmdline").read_bytes().split(b"\0")
+            if b"rest_em.rewards.worker" in told or (b"rest_em" in told and b"score" in told):
+                fields = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
+                if "VmHWM" in fields:
+                    peaks[path.name] = int(fields["VmHWM"].split()[0]) // 1024
 
 
 class Failures:
@@ -133,10 +154,10 @@ def poisoners(attacks: list[Attack], failures: Failures) -> None:
         seconds = [one["seconds"] for one in three]
         failures.check(seconds[0] < float(TIMEOUT) + 3, f"{attack.name}: {seconds[0]:.1f} s")
     failures.check(before == after, f"left behind: {before} -> {after}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    failures.check(peak < 200, f"a process of rest_em's had {peak:.0f} MB")
+    peak = max(peaks.values())
+    failures.check(peak < 200, f"a process of rest_em's had {peak} MB")
     slowest = max(found, key=lambda one: one["seconds"])
-    print(f"    {len(found)} programs; the slowest {slowest['seconds']:.1f} s; peak memory {peak:.0f} MB")
+    print(f"    {len(found)} programs; the slowest {slowest['seconds']:.1f} s; peak memory {peak} MB")
 
 
 def many_callers(failures: Failures) -> None:

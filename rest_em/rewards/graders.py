@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MAX_DEFAULT_WORKERS = 8
 START_SECONDS = 300.0
 """How long the import of a reward may take."""
+LULL_SECONDS = 0.005
+"""How long the supervisor waits for more replies when one has come: each look costs the graders a little."""
 SLICE_SECONDS = 0.05
 """How often clocks and deaths are looked at while waiting for a reply."""
 MAX_LOG_BYTES = 2**26
@@ -64,6 +66,7 @@ class Graders:
         self.identity = reward_identity(section)
         """What verdicts depend on; a grader that finds a changed file later judges nothing."""
         self._num_workers = section.num_workers or min(usable_cores(), MAX_DEFAULT_WORKERS)
+        self._limit_seconds = call_limit_seconds(section)
         self._log_path = log
         self._tell = tell
         self._log: IO[bytes] | None = None
@@ -148,7 +151,6 @@ class Graders:
         is_gone = process.is_gone  # asked before receiving: what it sent before it died counts
         for reply in process.receive():
             self._take(process, reply)
-        limit = call_limit_seconds(self._section)
         if not process.is_ready:
             if is_gone or process.silent_seconds > START_SECONDS:
                 self._processes.remove(process)
@@ -158,8 +160,9 @@ class Graders:
                 raise RewardError(f"{name}: importing it, the grader process {how}{self._see_log()}")
         elif is_gone:
             self._replace(process, "its grader process {how}")
-        elif process.tasks and process.silent_seconds > limit:
-            self._replace(process, f"took longer than {limit:g} s (reward.timeout_seconds) and was killed")
+        elif process.tasks and process.silent_seconds > self._limit_seconds:
+            what = f"took longer than {self._limit_seconds:g} s (reward.timeout_seconds) and was killed"
+            self._replace(process, what)
 
     def _take(self, process: GraderProcess, reply: TimedReply) -> None:
         kind, reward, answer, reason, seconds = reply
@@ -202,7 +205,8 @@ class Graders:
         for process in self._processes:
             for descriptor, mask in process.events.items():
                 poll.register(descriptor, mask)
-        poll.poll(1000 * seconds)
+        if poll.poll(1000 * seconds):
+            time.sleep(LULL_SECONDS)
 
     def _open_log(self) -> IO[bytes] | None:
         if self._log is None and self._log_path is not None:

@@ -30,7 +30,7 @@ from rest_em.rewards.problem_tests import (
 from rest_em.rewards.programs import WAYS, extract_program
 from rest_em.rewards.sandbox.client import Sandbox, SandboxError
 from rest_em.rewards.sandbox.isolation import Limits
-from rest_em.rewards.sandbox.machine import alone, beside_others
+from rest_em.rewards.sandbox.machine import Machine
 from rest_em.rewards.sandbox.probe import layers, probe
 from rest_em.rewards.sandbox.server import Ending
 from rest_em.rewards.sandbox.tester import decode_reply
@@ -120,14 +120,19 @@ class UnitTests:
         self.isolation = layers(sandbox)
         """The layers between a program and the machine, for people."""
         if broken:
-            self.close()
+            self._close_sandboxes()
             raise RewardError(
                 f"reward.name unit_tests: the sandbox does not hold on this host: {', and '.join(broken)}; "
                 "nothing that a model wrote was run"
             )
+        self._machine = Machine()
 
     def close(self) -> None:
         """End the sandboxes."""
+        self._close_sandboxes()
+        self._machine.close()
+
+    def _close_sandboxes(self) -> None:
         while self._sandboxes:
             self._sandboxes.popitem()[1].close()
 
@@ -159,7 +164,7 @@ class UnitTests:
             try:
                 return self._judge_once(program, tests, shares_process=shares_process)
             except SandboxError as error:
-                self.close()
+                self._close_sandboxes()
                 failure = error
         raise UnscorableError(f"the sandbox failed twice: {failure}") from failure
 
@@ -169,10 +174,10 @@ class UnitTests:
         label = WEAKER if shares_process else ""
         try:
             try:
-                with beside_others():
+                with self._machine.beside_others():
                     self._run(program, tests, self._limits, shares_process=shares_process)
             except _StarvedError:
-                with alone():
+                with self._machine.alone():
                     self._run(program, tests, wider, shares_process=shares_process)
         except (_RefusedError, _StarvedError) as refusal:
             return Outcome(0.0, f"{refusal}; {label}" if label else str(refusal))

@@ -9,42 +9,52 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 _ROOM = Path(__file__)
 _DOOR = Path(__file__).with_name("server.py")
 
 
-@contextlib.contextmanager
-def beside_others() -> Iterator[None]:
-    """Run a program beside those of other processes."""
-    with _open(_ROOM) as room:
-        with _open(_DOOR) as door:
-            _lock(door, fcntl.LOCK_EX)
-            _lock(room, fcntl.LOCK_SH)
-        yield
+class Machine:
+    """One caller's hold on the locks; it runs one program at a time."""
+
+    def __init__(self) -> None:
+        """Open the files, and hold nothing yet."""
+        self._room, self._door = _ROOM.open("rb"), _DOOR.open("rb")
+
+    def close(self) -> None:
+        """Close the files."""
+        self._room.close()
+        self._door.close()
+
+    @contextlib.contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Run a program beside those of other processes."""
+        with _locked(self._door, fcntl.LOCK_EX):
+            _lock(self._room, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            _lock(self._room, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Run a program while no other one runs."""
+        with _locked(self._door, fcntl.LOCK_EX), _locked(self._room, fcntl.LOCK_EX):
+            yield
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Run a program while no other one runs."""
-    with _open(_ROOM) as room, _open(_DOOR) as door:
-        _lock(door, fcntl.LOCK_EX)
-        _lock(room, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _locked(file: IO[bytes], kind: int) -> Iterator[None]:
+    _lock(file, kind)
     try:
-        yield descriptor
+        yield
     finally:
-        os.close(descriptor)
+        _lock(file, fcntl.LOCK_UN)
 
 
-def _lock(descriptor: int, kind: int) -> None:
+def _lock(file: IO[bytes], kind: int) -> None:
     with contextlib.suppress(OSError):  # some file systems have no locks; then others may run beside it
-        fcntl.flock(descriptor, kind)
+        fcntl.flock(file, kind)
