@@ -46,7 +46,7 @@ def decode(text: bytes) -> Any:
         CannotCrossError: it is no such text; whoever wrote it is not trusted.
     """
     try:
-        return json.loads(text, object_hook=_special, parse_constant=_refuse)
+        return _FROM_JSON(text.decode())
     except (ValueError, RecursionError, TypeError) as error:
         raise CannotCrossError(f"not a value: {type(error).__name__}") from error
 
@@ -115,3 +115,6 @@ _DECODERS: dict[str, Any] = {
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name!r} is not known here")
+
+
+_FROM_JSON = json.JSONDecoder(object_hook=_special, parse_constant=_refuse).decode
