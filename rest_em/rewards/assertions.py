@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rest_em.rewards.sandbox.values import check_spread
+
 MAX_BITS = 4096
 """Of an integer that folding makes."""
 MAX_DIGITS = 100
@@ -70,6 +72,8 @@ class Wanted:
         """Say whether the assertion passes; one that raises does not."""
         try:
             for function, arguments in self.steps:
+                if function in (set, frozenset):
+                    check_spread(list(value))
                 value = function(value, *arguments)
             return bool(self.relation(value, self.constant))
         except (TypeError, ValueError, ArithmeticError, RecursionError):

@@ -34,17 +34,26 @@ def extract_program(text: str, way: str, *, prompt: str = "") -> str:
 
 
 def _last_block(text: str) -> str | None:
-    """Return the content of the last fenced block that is closed, by a fence of no fewer marks."""
+    """Return the content of the last fenced block that is closed, by a fence of no fewer marks.
+
+    A fence that is further in than the one that opened the block is a part of it, as in a docstring.
+    """
     last, opened = None, None
     for fence in _FENCE.finditer(text):
         if opened is None:
             opened = fence
+        elif _width(fence) > _width(opened) + 3:
+            continue
         elif fence["mark"].startswith(opened["mark"]):
             if fence["info"].strip():  # a block that was left open, and another one
                 opened = fence
             else:
                 last, opened = _unindented(text[opened.end() + 1 : fence.start()], opened["indent"]), None
     return last
+
+
+def _width(fence: re.Match[str]) -> int:
+    return len(fence["indent"].expandtabs(4))
 
 
 def _unindented(block: str, indent: str) -> str:

@@ -303,8 +303,6 @@ class UnitTests:
         _refuse_limits(finished.ending, "in the program or its test")
         if kind == word:
             return
-        if kind == "broken":
-            raise UnscorableError(told)
         raise _RefusedError(
             f"{_KINDS.get(kind, kind)}: {told}" if kind else f"exit: {_how_left(finished.ending)}"
         )
@@ -377,9 +375,9 @@ def _verdict(results: bytes) -> tuple[str, str]:
     """Return what a test's process said: a kind and a message, both empty where it said nothing."""
     try:
         kind, told = json.loads(results)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return "", ""
-    return str(kind), str(told)
+    return str(kind)[:40], str(told)[:500]
 
 
 def _value(line: bytes, where: str) -> Any:

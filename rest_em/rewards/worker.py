@@ -99,13 +99,13 @@ def _reply(loaded: LoadedReward, problem: Problem, solution: Solution, said: Seq
     answer = loaded.extract_answer(solution.text)
     broken = [one for one in said if one.kind != "judged"]
     if broken:
-        kind, reward, reason = broken[0].kind, 0.0, f"{problem.id}: {broken[0].reason}"[:MAX_REASON]
+        kind, reward, reason = broken[0].kind, 0.0, f"{problem.id}: {broken[0].reason}"
     elif loaded.combine == "all":
         kind, reward, reason = _all_must_pass(loaded, said)
     else:
         kind, reward, reason = _sum(loaded, said, has_answer=answer is not None)
         reason = f"{problem.id}: {reason}" if kind == "failed" else reason
-    return kind, reward, answer, reason.encode("utf-8", "backslashreplace").decode()
+    return kind, reward, answer, reason[:MAX_REASON].encode("utf-8", "backslashreplace").decode()
 
 
 def _all_must_pass(loaded: LoadedReward, said: Sequence[_Said]) -> tuple[str, float, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import gc
 import io
 import json
@@ -21,6 +22,8 @@ from typing import Any, NoReturn
 
 from rest_em.rewards.sandbox.values import CannotCrossError, decode, encode
 
+ERRORS = ("exception", "exit", "memory", "value")
+"""What a reply can say in the place of a value: nothing that is a verdict."""
 MAX_REPLY_BYTES = 2**24
 """Of one value that is returned."""
 _HEADER = struct.Struct(">I")
@@ -74,7 +77,7 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
     printed = _text(1, "w")
     for name, file in (("stdin", _text(0, "r")), ("stdout", printed)):
         vars(sys)[name] = vars(sys)[f"__{name}__"] = file
-    module = new_module("__main__")
+    module = new_module("__main__", source)
     code = 1
     try:
         exec(_compiled(source), vars(module))
@@ -88,13 +91,14 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     try:
-        for each in (sys.stdout, printed):
-            if not each.closed:
-                each.flush()
-        vars(module).clear()  # files that it left open are written out
-        gc.collect()
-    except (OSError, ValueError, AttributeError):
+        if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+            sys.stdout.flush()
+    except BaseException:
         code = code or 120
+    vars(module).clear()  # files that it left open are written out
+    gc.collect()
+    with contextlib.suppress(OSError, ValueError):  # it may have been closed, or detached
+        printed.flush()
     os._exit(code)
 
 
@@ -116,10 +120,20 @@ def _text(descriptor: int, mode: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape")
 
 
-def new_module(name: str) -> ModuleType:
+class _Loader:
+    """Tells a program's text to those who ask for it, as `inspect` does."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def get_source(self, name: str) -> str:
+        return self._source
+
+
+def new_module(name: str, source: str) -> ModuleType:
     """Return an empty module under this name, where dataclasses and the like look it up."""
     module = ModuleType(name)
-    vars(module).update(__builtins__=builtins, __file__="/tmp/program.py")
+    vars(module).update(__builtins__=builtins, __file__="/tmp/program.py", __loader__=_Loader(source))
     sys.modules[name] = module
     sys.argv = ["/tmp/program.py"]
     return module
@@ -127,7 +141,7 @@ def new_module(name: str) -> ModuleType:
 
 def _load(request: dict[str, Any], tell: Any) -> Any:
     """Run the program's text, as an import would, and return its entry point; without one tell why."""
-    module = new_module("solution")
+    module = new_module("solution", request["source"])
     try:
         exec(_compiled(request["source"]), vars(module))
     except SystemExit as left:

@@ -65,7 +65,8 @@ class Sandbox:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                "-I",
+                "-P",  # -I without leave to ignore the seed: programs are to do the same each time
+                "-s",
                 "-S",
                 "-X",
                 "utf8",
@@ -77,7 +78,7 @@ class Sandbox:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={},
+            env={"PYTHONHASHSEED": "0"},
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()

@@ -369,7 +369,7 @@ def _build(packages: dict[str, str]) -> None:
     os.chdir("/")
     for path in ("/proc", "/dev", "/etc", PACKAGES, *SCRATCH.values()):
         Path(path).mkdir(0o755, parents=True, exist_ok=True)
-    for path in (*LIBRARIES, *FILES, sys.base_prefix):
+    for path in (*LIBRARIES, *FILES, sys.base_prefix, sys.executable):
         if os.path.lexists(_OLD + path) and not os.path.lexists(path):
             _show(path)
     for folder in {*LIBRARIES, f"{sys.base_prefix}/lib"}:

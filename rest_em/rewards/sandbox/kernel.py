@@ -45,6 +45,7 @@ SYSCALLS: dict[str, tuple[int | None, int | None]] = {
     "execve": (59, 221),
     "execveat": (322, 281),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -211,7 +212,7 @@ _NEW_NAMESPACES = 0x7E020080
 DENIED = tuple(
     sorted(
         SYSCALLS.keys()
-        - {"fork", "vfork", "clone", "clone3", "execve", "execveat", "socket", "prlimit64"}
+        - {"fork", "vfork", "clone", "clone3", "execve", "execveat", "socket", "socketpair", "prlimit64"}
         - {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
     )
 )
@@ -266,6 +267,7 @@ class Filter:
             # Limits of its own only: those of the server would be the next program's.
             "prlimit64": [first_argument, (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | errno.EPERM)],
             "socket": [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)],
+            "socketpair": [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)],
         }
         for name, block in look_closer.items():
             found = SYSCALLS[name][column]

@@ -34,6 +34,8 @@ from rest_em.rewards.sandbox.isolation import Cell, Limits, enter, read_file
 FIRST_LOOK_SECONDS = 0.02
 LOOK_SECONDS = 0.025
 """How often a program's processes are counted: what they use between two looks goes beyond a limit."""
+MOST_STARTED = 64
+"""A program with more processes and threads than this has no others to blame if it waits for a processor."""
 MAX_PACKET = 2**16
 REQUEST = struct.Struct("=Bddq")
 """The kind's place in `KINDS`, and the limits."""
@@ -45,6 +47,8 @@ ERROR = b"!"
 _DESCRIPTORS = struct.Struct("=4i")
 _ROOM = socket.CMSG_SPACE(_DESCRIPTORS.size)
 _LOCKED = b"locked"
+_M_ARENA_MAX = -8
+"""Source: malloc.h."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = resource.getpagesize()
 _PROGRAMS: dict[str, Callable[..., NoReturn]] = {
@@ -115,7 +119,7 @@ class Server:
         for descriptor in (locked_end, *descriptors):  # so that they end when the program does
             os.close(descriptor)
         how = self._watch(child, limits, started)
-        waited = _waited_seconds(child) if how == "wall" else 0.0
+        waited = _waited_seconds(child) if how == "wall" and not self._has_started_many(child) else 0.0
         wall = time.monotonic() - started
         status, cpu = self._end_all(child)
         code = os.waitstatus_to_exitcode(status)
@@ -140,6 +144,7 @@ class Server:
             os._exit(1)
         try:
             os.write(locked, _LOCKED)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             _PROGRAMS[KINDS[kind]](*_keep_only(descriptors))
         finally:
             os._exit(1)
@@ -165,18 +170,37 @@ class Server:
                 cpu, memory = self._use(child)
                 if cpu > limits.cpu_seconds:
                     return "cpu"
-                if memory > limits.memory_bytes:
+                if memory > limits.memory_bytes and self._memory(child) > limits.memory_bytes:
                     return "memory"
         finally:
             os.close(descriptor)
 
-    def _use(self, child: int) -> tuple[float, int]:
-        """Return the processor seconds and resident bytes of a program's processes, ended ones among them."""
-        cpu = memory = 0
-        processes = [str(child)]
+    def _processes(self, child: int) -> list[str]:
         if self._cell.has_namespaces:
-            processes = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-        for process in processes:
+            return [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+        return [str(child)]
+
+    def _has_started_many(self, child: int) -> bool:
+        """Say whether a program may have kept itself from the processors, by what it has started."""
+        last = int(read_file("/proc/loadavg").split()[-1])  # the last number that the namespace has given
+        return self._cell.has_namespaces and not 0 <= last - child <= MOST_STARTED
+
+    def _memory(self, child: int) -> int:
+        """Return the resident bytes of a program's processes, those that they share counted once."""
+        memory = 0
+        for process in self._processes(child):
+            with contextlib.suppress(OSError, IndexError):
+                told = read_file(f"/proc/{process}/smaps_rollup")
+                memory += 1024 * int(told.split(b"\nPss:")[1].split()[0])
+        return memory
+
+    def _use(self, child: int) -> tuple[float, int]:
+        """Return processor seconds and resident bytes of a program's processes, shared ones for each.
+
+        Those that have ended count if they were waited for.
+        """
+        cpu = memory = 0
+        for process in self._processes(child):
             with contextlib.suppress(OSError):
                 fields = read_file(f"/proc/{process}/stat").rpartition(b")")[2].split()
                 cpu += sum(int(one) for one in fields[11:15])
@@ -223,6 +247,9 @@ def _keep_only(descriptors: tuple[int, ...]) -> list[int]:
 
 def main() -> None:
     """Put up the layers, tell the client of them, and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a namespace's first process dies only of what it handles
+    sys.executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    os.environ.pop("PYTHONHASHSEED", None)
     control = socket.socket(fileno=int(sys.argv[1]))
     options = json.loads(sys.argv[2])
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -256,6 +283,7 @@ def warm_up(packages: dict[str, str]) -> None:
     site.sethelper()
     if packages:
         sys.path.append("/packages")
+    kernel.LIBC.mallopt(_M_ARENA_MAX, 2)  # else each of many threads takes address space for its own
     gc.collect()
     gc.freeze()
 

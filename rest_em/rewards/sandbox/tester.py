@@ -11,9 +11,11 @@ import builtins
 import json
 import os
 import socket
+import traceback
 from typing import Any, NoReturn
 
 from rest_em.rewards.sandbox.candidate import (
+    ERRORS,
     MAX_REPLY_BYTES,
     describe,
     new_module,
@@ -69,7 +71,7 @@ class _Proxy:
             raise _ProgramFailedError("value", f"the program's answer is {error}") from None
         if "error" not in found:
             return found.get("value")
-        kind, told = found["error"], found["message"]
+        kind, told = found["error"], found["message"]  # of `ERRORS`: no verdict can be forged so
         error_type = vars(builtins).get(found["raised"])
         if kind != "exception" or not (isinstance(error_type, type) and issubclass(error_type, Exception)):
             raise _ProgramFailedError(kind, told)
@@ -94,7 +96,11 @@ def decode_reply(message: bytes) -> dict[str, Any]:
         raise CannotCrossError("no reply") from None
     if found == {"ready": True}:
         return found  # type: ignore[no-any-return]
-    if isinstance(found, dict) and all(type(found.get(key)) is str for key in ("error", "message", "raised")):
+    if (
+        isinstance(found, dict)
+        and all(type(found.get(key)) is str for key in ("error", "message", "raised"))
+        and found["error"] in ERRORS
+    ):
         return found
     raise CannotCrossError("no reply")
 
@@ -129,7 +135,7 @@ def run_together(payload: int, results: int) -> NoReturn:
         results: where the verdict goes, `word` in the place of `passed`.
     """
     request = read_payload(payload)
-    module = new_module("__main__")
+    module = new_module("__main__", request["source"])
     kind, message = request["word"], ""
     for part in ("source", "setup", "test", "check"):
         try:
@@ -151,7 +157,7 @@ def run_together(payload: int, results: int) -> NoReturn:
 
 def _verdict(request: dict[str, str], proxy: _Proxy) -> tuple[str, str]:
     name = request["entry_point"]
-    module = new_module("test")
+    module = new_module("test", request["test"])
     try:
         codes = [compile(request[part], f"<{part}>", "exec", dont_inherit=True) for part in ("setup", "test")]
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
@@ -166,14 +172,18 @@ def _verdict(request: dict[str, str], proxy: _Proxy) -> tuple[str, str]:
     except _ProgramFailedError as error:
         return error.kind, str(error)
     except BaseException as error:
-        return _kind_of(error, is_programs=proxy.raised is error), describe(error)
+        return "exception" if proxy.raised is error else _kind_of(error), describe(error)
     if not proxy.num_calls:
         return "untested", f"the test ended without a call of {name}"
     return "passed", ""
 
 
-def _kind_of(error: BaseException, *, is_programs: bool) -> str:
-    """Return what a test's end says of the program, or of the test where a name in it is not there."""
-    if is_programs:
-        return "exception"
-    return "broken" if isinstance(error, NameError | ImportError | SyntaxError) else "failed"
+def _kind_of(error: BaseException) -> str:
+    """Return what a test's end says of the program, or of the test where a name in it is not there.
+
+    What the test evaluates of the program's may lack a name too, and says so of the program.
+    """
+    if not isinstance(error, NameError | ImportError):
+        return "failed"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return "broken" if frame.f_code.co_filename in ("<setup>", "<test>") else "failed"

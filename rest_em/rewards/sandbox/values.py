@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 MAX_DEPTH = 200
 """Containers in one another."""
+MOST_OF_ONE_HASH = 64
+"""Items of a set for each hash that they have."""
 _MAX_DECIMAL = 10**4000
 """Python reads and writes at most 4300 digits."""
 
@@ -47,7 +50,7 @@ def decode(text: bytes) -> Any:
     """
     try:
         return _FROM_JSON(text.decode())
-    except (ValueError, RecursionError, TypeError) as error:
+    except (ValueError, RecursionError, TypeError, ArithmeticError) as error:
         raise CannotCrossError(f"not a value: {type(error).__name__}") from error
 
 
@@ -103,14 +106,25 @@ def _special(found: dict[str, Any]) -> Any:
 
 _DECODERS: dict[str, Any] = {
     "t": tuple,
-    "s": set,
-    "z": frozenset,
-    "d": dict,
+    "s": lambda items: set(check_spread(items)),
+    "z": lambda items: frozenset(check_spread(items)),
+    "d": lambda pairs: (check_spread([key for key, _ in pairs]) and dict(pairs)) or {},
     "b": bytes.fromhex,
     "c": lambda parts: complex(*parts),
-    "f": float,
+    "f": lambda name: float(name) if name in ("nan", "inf", "-inf") else _refuse(name),
     "i": lambda digits: int(digits, 16),
 }
+
+
+def check_spread(items: Sequence[Hashable]) -> Sequence[Hashable]:
+    """Return what is to become a set's items or a dictionary's keys.
+
+    Raises:
+        ValueError: nearly all of them have the same hash, with which a set takes a time that is quadratic.
+    """
+    if len(items) > MOST_OF_ONE_HASH * len({hash(one) for one in items}):
+        raise ValueError("the hashes of its items are the same")
+    return items
 
 
 def _refuse(name: str) -> Any:
