@@ -217,6 +217,24 @@ def test_a_test_that_is_broken_says_nothing_of_a_program(reward: UnitTests, test
         _judge(reward, {"format": "assert", "entry_point": "squares", "test": test}, RIGHT)
 
 
+@pytest.mark.parametrize("returned", ["x y", "nope", "__import__('nope')", "1 +"])
+def test_what_a_test_evaluates_of_the_program_is_the_programs_own_fault(
+    reward: UnitTests, returned: str
+) -> None:
+    tests = {"format": "assert", "entry_point": "f", "test": "for n in [1]:\n    assert eval(f(n)) == 2"}
+    assert _judge(reward, tests, f"def f(n):\n    return {returned!r}").reward == 0.0
+
+
+def test_what_depends_on_the_order_of_a_set_is_the_same_each_time() -> None:
+    tests = {"format": "function", "entry_point": "f", "cases": [{"args": [], "expected": 0}]}
+    found = set()
+    for _ in range(3):
+        judge = UnitTests(cpu_seconds=5.0, program="text")
+        found.add(_judge(judge, tests, "def f():\n    return list({'a', 'b', 'c', 'd', 'e', 'f'})").reason)
+        judge.close()
+    assert len(found) == 1
+
+
 def test_errors_that_a_program_should_raise_reach_its_test(reward: UnitTests) -> None:
     test = "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False\nassert f(1) == 1"
     tests = {"format": "assert", "entry_point": "f", "test": test}
