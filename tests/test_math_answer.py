@@ -22,7 +22,7 @@ from rest_em.errors import UnscorableError
 from rest_em.evaluation import VoteClass, vote_classes
 from rest_em.recipe import RewardSection
 from rest_em.rewards.answers import exact_match, option, option_match
-from rest_em.rewards.math_answer import JUDGE, Judge, check_gold, math_answer, normalized
+from rest_em.rewards.math_answer import JUDGE, Judge, check_gold, found_answer, math_answer, normalized
 from rest_em.rewards.registry import same_answer_of
 from rest_em.types import Outcome, Problem, Solution
 
@@ -237,3 +237,10 @@ def test_answers_of_reasoning_tasks_are_compared_as_text(target: str) -> None:
         solution = Solution("p", 0, 0, f"Let us see.\nSo the answer is {target}{end}", (), "eos")
         assert exact_match(Problem("p", "", target), solution)
         assert not exact_match(Problem("p", "", f"{target} x"), solution)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("x > 3", "x > 3"), (r"\pi \cdot 4", r"\pi \cdot 4"), ("She has 18 apples.", "18")]
+)
+def test_a_formula_is_not_taken_for_prose_with_one_number(line: str, found: str) -> None:
+    assert found_answer(line) == found
