@@ -240,7 +240,14 @@ def test_answers_of_reasoning_tasks_are_compared_as_text(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "found"), [("x > 3", "x > 3"), (r"\pi \cdot 4", r"\pi \cdot 4"), ("She has 18 apples.", "18")]
+    ("line", "found"),
+    [
+        ("x > 3", "x > 3"),
+        (r"\pi \cdot 4", r"\pi \cdot 4"),
+        ("She has 18 apples.", "18"),
+        ("So\n$$\nx + 9\n$$\n", "x + 9"),
+        ("$$", None),
+    ],
 )
-def test_a_formula_is_not_taken_for_prose_with_one_number(line: str, found: str) -> None:
+def test_a_formula_is_not_taken_for_prose_with_one_number(line: str, found: str | None) -> None:
     assert found_answer(line) == found

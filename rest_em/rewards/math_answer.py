@@ -187,11 +187,13 @@ def found_answer(text: str) -> str | None:
         return final_answer(text)
     tail = text.rstrip()[-MAX_TAIL:]
     line = last_line(tail)
-    if line is None or _HEDGE.search(line):
+    if line is not None and _HEDGE.search(line):
         return line
     spans = [span for span in _SPAN.finditer(tail) if "\n" not in tail[span.end() :].strip(" .,;\n")]
     if spans and not re.search(r"\d", tail[spans[-1].end() :]):
         return next(group for group in spans[-1].groups() if group is not None).strip() or None
+    if line is None:
+        return None
     numbers = re.findall(r"\d[\d,]*(?:\.\d+)?(?:/\d+)?", line)
     if len(numbers) == 1 and len(_PROSE_WORD.findall(line)) > 1 and not read_answer(line).unit:
         value = last_number(line)
