@@ -48,6 +48,8 @@ STARVED = 0.1
 MAX_OUTPUT_BYTES = 2**24
 """Of a program's standard output."""
 MAX_VERDICT_BYTES = 2**16
+MAX_KNOWN = 256
+"""Problems whose tests are remembered."""
 TOLERANCE = 1e-6
 WEAKER = "judged in the program's own process (reward.options.allow_same_process)"
 _LIMITS_MET = {"cpu": "CPU time", "wall": "wall time", "memory": "memory", "stopped": "output"}
@@ -114,6 +116,7 @@ class UnitTests:
         self._allows_same_process = allow_same_process
         self._packages = _find_packages(packages)
         self._sandboxes: dict[str, Sandbox] = {}
+        self._known: dict[str, tuple[Problem, Tests]] = {}
         try:
             sandbox = self._sandbox("program")
             broken = probe(sandbox) if not sandbox.missing else []
@@ -144,7 +147,7 @@ class UnitTests:
         Raises:
             UnscorableError: the tests cannot be used, or the sandbox fails twice.
         """
-        tests = tests_of(problem, self._data_set)
+        tests = self._read(problem)
         prompt = tests.prompt or (problem.prompt if isinstance(problem.prompt, str) else "")
         program = extract_program(solution.text, self._way, prompt=prompt)
         try:
@@ -158,6 +161,15 @@ class UnitTests:
                     "has them judged in the program's process, where a program can forge the verdict"
                 ) from error
             return self._judge(program, tests, shares_process=True)
+
+    def _read(self, problem: Problem) -> Tests:
+        """Return a problem's tests; those of the last problems are remembered, which have many solutions."""
+        known = self._known.get(problem.id)
+        if known is None or known[0] != problem:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[problem.id] = problem, tests_of(problem, self._data_set)
+        return known[1]
 
     def _judge(self, program: str, tests: Tests, *, shares_process: bool = False) -> Outcome:
         """Judge a program; a sandbox that fails is replaced once."""
