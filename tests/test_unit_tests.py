@@ -158,7 +158,7 @@ import sys
 def f(n):
     frame, seen = sys._getframe(1), []
     while frame:
-        seen.append(sorted((k, repr(v)) for k, v in frame.f_locals.items() if not k.startswith("__") and "0x" not in repr(v)))
+        seen.append(sorted((k, repr(v)) for k, v in frame.f_locals.items() if k != "process" and not k.startswith("__") and "0x" not in repr(v)))
         frame = frame.f_back
     raise ValueError(hash(repr(seen)) if n else repr(seen))
 """

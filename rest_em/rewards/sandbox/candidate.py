@@ -37,11 +37,14 @@ def answer_calls(payload: int, results: int) -> NoReturn:
             encoded value of more bytes is told to be too large.
         results: where the lines go.
     """
-    request = read_payload(payload)
+    request, process = read_payload(payload), os.getpid()
     entry = _load(request, lambda reply: _write(results, reply + b"\n"))
     if entry is not None:
         for call in request["calls"]:
-            _write(results, _reply(entry, marshal.loads(call), request["max_bytes"]) + b"\n")
+            _leave_if_forked(process)
+            reply = _reply(entry, marshal.loads(call), request["max_bytes"])
+            _leave_if_forked(process)
+            _write(results, reply + b"\n")
     os._exit(0)
 
 
@@ -52,13 +55,16 @@ def serve_calls(payload: int, channel: int) -> NoReturn:
         payload: {"source", "entry_point"}.
         channel: a stream socket; requests and replies have a length of four bytes before them.
     """
-    request = read_payload(payload)
+    request, process = read_payload(payload), os.getpid()
     stream = socket.socket(fileno=channel)
     entry = _load(request, lambda reply: send(stream, reply))
     if entry is not None:
+        _leave_if_forked(process)
         send(stream, b'{"ready":true}')
         while (asked := receive(stream)) is not None:
-            send(stream, _reply(entry, decode(asked), MAX_REPLY_BYTES))
+            reply = _reply(entry, decode(asked), MAX_REPLY_BYTES)
+            _leave_if_forked(process)
+            send(stream, reply)
     os._exit(0)
 
 
@@ -100,6 +106,12 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
     with contextlib.suppress(OSError, ValueError):  # it may have been closed, or detached
         printed.flush()
     os._exit(code)
+
+
+def _leave_if_forked(process: int) -> None:
+    """End a child that the program forked and let go on: whether it replies first would be chance."""
+    if os.getpid() != process:
+        os._exit(0)
 
 
 def _compiled(source: str) -> CodeType:
