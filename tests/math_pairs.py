@@ -85,6 +85,7 @@ PAIRS: tuple[tuple[str, str, bool, str], ...] = (
     ("an ellipse", "ellipse", True, "words"), ("1:2:3", "1:3:2", False, "ratio"), ("42", "~42", False, "hedge"),
     ("42", "at least 42", False, "hedge"), ("42", "less than 42", False, "hedge"), ("42", "42...", False, "hedge"),
     ("E", "e", False, "letter"), ("x", "X", False, "letter"), ("C", "(C) 12", True, "letter"), ("C", "Option C", True, "letter"),
+    ("A", "(A)(B)", False, "letter"), (r"15\text{ mph}", "15 miles per hour", True, "unit"),
     ("acb", "abc", False, "order"), ("(-1,1)", "-1<x<1", True, "interval"), (r"(3,\infty)", "x>3", True, "interval"),
     ("[2,5]", r"x \in [2,5]", True, "interval"), ("x>3", "y>3", False, "inequality"), ("x>3", "(2,3)", False, "interval"),
     (r"-1\le x\le 1", r"1\ge x\ge -1", True, "inequality"), (r"\emptyset", r"\varnothing", True, "set"),
