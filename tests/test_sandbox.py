@@ -252,6 +252,7 @@ def test_trees_and_links_that_a_program_leaves_are_gone_and_nothing_else_is(
 def test_no_secret_is_in_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REST_EM_SECRET", SECRET)
     (tmp_path / "secret").write_text(SECRET)
+    homes = ["/home", *{pwd.getpwuid(user).pw_dir for user in (0, os.getuid())}]
     with Sandbox() as sandbox:
         found = json.loads(
             _said(
@@ -259,9 +260,9 @@ def test_no_secret_is_in_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
                 f"""
                 import os, json, glob
                 found = [key for key in os.environ if key != "LC_CTYPE"]
-                for path in ({str(tmp_path / "secret")!r}, "/etc/shadow", "/proc/1/environ", "/proc/1/mem",
-                             "/proc/1/root/etc/passwd", "/proc/1/cwd", os.path.expanduser("~root/.ssh"),
-                             *glob.glob("/home/*"), *glob.glob("/root/[!.]*"), "/run", "/var", "/sys"):
+                for path in ({str(tmp_path / "secret")!r}, "/etc/shadow", "/run", "/var", "/sys",
+                             *(f"/proc/1/{{name}}" for name in ("environ", "mem", "cwd", "root/etc/passwd")),
+                             *(path for home in {homes!r} for path in (home + "/.ssh", *glob.glob(home + "/[!.]*")))):
                     try:
                         found.append((path, os.listdir(path) if os.path.isdir(path) else open(path).read(9)))
                     except OSError:
