@@ -7,13 +7,13 @@ lines of JSON on a private copy of standard output, while what the reward prints
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -181,12 +181,14 @@ def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
 
 
 def _close(loaded: LoadedReward) -> None:
-    """Have the rewards that can be closed end what they have started."""
+    """Have the rewards that can be closed end what they have started; one that cannot says so in the log."""
     for part in loaded.parts:
         close = getattr(part.call.function, "close", None)
         if callable(close):
-            with contextlib.suppress(Exception):
+            try:
                 close()
+            except Exception:
+                traceback.print_exc()
 
 
 def _leave_if_forked(process_id: int) -> None:

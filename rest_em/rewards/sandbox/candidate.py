@@ -90,7 +90,7 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
         code = 0
     except SystemExit as left:
         code = _exit_code(left.code)
-    except BaseException:
+    except BaseException:  # whatever a program raises: told as Python tells it, and the status is 1
         sys.excepthook(*sys.exc_info())
     # What Python does at its end, but for tearing itself down.
     if "threading" in sys.modules:
@@ -99,7 +99,7 @@ def run_script(payload: int, standard_input: int, standard_output: int) -> NoRet
     try:
         if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
-    except BaseException:
+    except BaseException:  # of a file of the program's own; Python's status for that
         code = code or 120
     vars(module).clear()  # files that it left open are written out
     gc.collect()
@@ -203,7 +203,7 @@ def describe(error: BaseException) -> str:
     """Return an error's type and the begin of its message, whatever its own methods do."""
     try:
         message = str(error)[:300]
-    except BaseException:
+    except BaseException:  # its __str__ is the program's, and what it was is told in place of the message
         message = "(its message could not be made)"
     return f"{type(error).__name__[:80]}: {message}" if message else type(error).__name__[:80]
 
