@@ -257,6 +257,7 @@ class Filter:
             (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         ]
         first_argument = (_LOAD, 0, 0, 16)
+        only_unix = [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)]
         look_closer = {
             "clone": [
                 first_argument,
@@ -266,8 +267,8 @@ class Filter:
             ],
             # Limits of its own only: those of the server would be the next program's.
             "prlimit64": [first_argument, (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | errno.EPERM)],
-            "socket": [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)],
-            "socketpair": [first_argument, (_EQUAL, 1, 0, _AF_UNIX), (_RETURN, 0, 0, _ERRNO | errno.EACCES)],
+            "socket": only_unix,
+            "socketpair": only_unix,
         }
         for name, block in look_closer.items():
             found = SYSCALLS[name][column]

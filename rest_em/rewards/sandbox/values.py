@@ -17,7 +17,7 @@ from typing import Any
 MAX_DEPTH = 200
 """Containers in one another."""
 MOST_OF_ONE_HASH = 64
-"""Items of a set for each hash that they have."""
+"""How many items of a set or keys of a dictionary there may be for each hash that they have."""
 _MAX_DECIMAL = 10**4000
 """Python reads and writes at most 4300 digits."""
 
@@ -108,7 +108,9 @@ _DECODERS: dict[str, Any] = {
     "t": tuple,
     "s": lambda items: set(check_spread(items)),
     "z": lambda items: frozenset(check_spread(items)),
-    "d": lambda pairs: (check_spread([key for key, _ in pairs]) and dict(pairs)) or {},
+    "d": lambda pairs: dict(
+        zip(check_spread([key for key, _ in pairs]), (one for _, one in pairs), strict=True)
+    ),
     "b": bytes.fromhex,
     "c": lambda parts: complex(*parts),
     "f": lambda name: float(name) if name in ("nan", "inf", "-inf") else _refuse(name),
