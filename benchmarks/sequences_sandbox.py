@@ -4,8 +4,7 @@
 
 The attacks are those of tests/attacks.toml, or of a FILE of lines {"id", "mode", "expect", "code"} for the
 same tasks: mode `F` (function) or `S` (stdin); expect `pass` or `fail`. What each sequence asks is in its
-docstring.
-It is run as root and as an ordinary user; exit status 1 where one does not hold.
+docstring. Root runs it, and an ordinary user; exit status 1 where one does not hold.
 """
 
 from __future__ import annotations
@@ -23,6 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.attacks import HONEST, TESTS, WRONG, Attack, read_attacks
+
 HOGS = (
     "import threading\ndef spin():\n    while True:\n        pass\n"
     "for _ in range(64):\n    threading.Thread(target=spin).start()\n",
@@ -32,9 +34,6 @@ HOGS = (
     "while True:\n    pass\n",
 )
 TIMEOUT = "3"
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.attacks import HONEST, TESTS, WRONG, Attack, read_attacks  # noqa: E402
-
 Rows = Sequence[tuple[str, str]]
 """Solutions: a mode and a program."""
 
