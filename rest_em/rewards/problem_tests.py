@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import builtins
 import decimal
-import functools
 import json
 import marshal
 import re
@@ -170,7 +169,6 @@ def _assert(reference: Mapping[str, Any]) -> AssertTests | FunctionTests:
     return _read_assert(_entry_point(reference), setup, test, shares_process, _prompt(reference))
 
 
-@functools.lru_cache(maxsize=1024)
 def _read_assert(
     entry_point: str, setup: str, test: str, shares_process: bool, prompt: str
 ) -> AssertTests | FunctionTests:

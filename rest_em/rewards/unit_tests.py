@@ -48,6 +48,8 @@ STARVED = 0.1
 MAX_OUTPUT_BYTES = 2**24
 """Of a program's standard output."""
 MAX_VERDICT_BYTES = 2**16
+MAX_REPLY_FRAME = 4096
+"""What a reply has beside a value's bytes, or an error in the place of one."""
 MAX_KNOWN = 256
 """Problems whose tests are remembered."""
 TOLERANCE = 1e-6
@@ -223,12 +225,14 @@ class UnitTests:
             "calls": [case.call for case in tests.cases],
             "max_bytes": bound,
         }
-        room = (bound + 4096) * (len(tests.cases) + 1)
+        room = (bound + MAX_REPLY_FRAME) * (len(tests.cases) + 1)
         finished = self._sandbox("program").run("calls", payload, limits, max_results=room)
         num_cases = len(tests.cases)
         *lines, _ = finished.results.split(b"\n")
         for number, (case, line) in enumerate(zip(tests.cases, lines, strict=False), start=1):
             where = f"case {number} of {num_cases}"
+            if len(line) > bound + MAX_REPLY_FRAME:  # not of ours: it would not fit
+                raise _RefusedError(f"wrong answer: {where}: it returned far more than is expected")
             value = _value(line, where)
             if case.wanted is None or case.wanted.is_plain:
                 wanted = _shown(case.expected)

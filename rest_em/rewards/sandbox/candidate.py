@@ -40,8 +40,8 @@ def answer_calls(payload: int, results: int) -> NoReturn:
     request, process = read_payload(payload), os.getpid()
     entry = _load(request, lambda reply: _write(results, reply + b"\n"))
     if entry is not None:
+        _leave_if_forked(process)
         for call in request["calls"]:
-            _leave_if_forked(process)
             reply = _reply(entry, marshal.loads(call), request["max_bytes"])
             _leave_if_forked(process)
             _write(results, reply + b"\n")
