@@ -33,7 +33,7 @@ $(MODEL)/config.json: | $(INSTALLED)
 quickstart: $(INSTALLED) $(MODEL)/config.json  ## a 135M model teaches itself addition (10 minutes on 2 cores at most)
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m rest_em run recipes/quickstart/smollm2-135m.yaml
 
-test: $(INSTALLED)  ## run the test suite (10 minutes on 2 cores)
+test: $(INSTALLED)  ## run the test suite (12 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED)  ## lint, format, types, layers, spelling
@@ -53,7 +53,7 @@ bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside transformers' gener
 	$(BIN)/python benchmarks/math_answers.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
 
-soak: $(INSTALLED)  ## Attacks in sequence and 100,000 programs through the sandbox (half an hour on 2 cores)
+soak: $(INSTALLED)  ## attacks in sequence and 100,000 programs through the sandbox (12 minutes on 2 cores)
 	$(BIN)/python benchmarks/sequences_sandbox.py
 	$(BIN)/python benchmarks/soak_sandbox.py
 
