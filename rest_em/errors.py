@@ -32,6 +32,10 @@ class ScoringError(RestEMError, ValueError):
     """Raised when stored solutions cannot be read, or an output holds verdicts on something else."""
 
 
+class SamplesError(RestEMError, ValueError):
+    """Raised when a table of samples or another harness's log cannot be read, written or compared."""
+
+
 class SamplingError(RestEMError, ValueError):
     """Raised when a model cannot be sampled with the recipe's settings."""
 

@@ -1,0 +1,1 @@
+"""Sample logs of other harnesses: lm-evaluation-harness and inspect_ai, read and written."""
