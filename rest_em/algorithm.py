@@ -18,7 +18,7 @@ from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
-from rest_em.evaluation import Evaluation, summarize
+from rest_em.evaluation import Evaluation, Metrics, columns_of, summarize
 from rest_em.ledger import NotDoneError, Stage
 from rest_em.rewards.registry import answer_name, same_answer_of
 from rest_em.run import PromptedPolicy, Run
@@ -184,13 +184,16 @@ def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Ev
     stage = Stage(name, metrics, after=tuple(draw.verdicts for draw in draws))
     result = run.ledger.result(stage)
     if result is None:
+        ids = [problem.id for problem in draws[0].request.problems]
         evaluation = summarize(
-            judged[0],
-            judged[1] if asked.num_samples else (),
-            pass_at=asked.pass_at,
-            majority_at=asked.majority_at if answer_name(run.recipe.reward) != "none" else (),
-            confidence=asked.confidence,
-            same_answer=same_answer_of(run.recipe.reward),
+            columns_of(judged[0], ids),
+            columns_of(judged[1], ids) if asked.num_samples else None,
+            Metrics(
+                pass_at=asked.pass_at,
+                majority_at=asked.majority_at if answer_name(run.recipe.reward) != "none" else (),
+                confidence=asked.confidence,
+                same_answer=same_answer_of(run.recipe.reward),
+            ),
         )
         result = run.ledger.append(stage, evaluation.to_json(), seconds=0.0)
     return Evaluation.from_json(result)

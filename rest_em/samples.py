@@ -19,9 +19,12 @@ from rest_em.types import FinishReason, Messages, Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Decoding = Literal["greedy", "sampled"]
 
+CODED = ["problem_id", "decoding", "verdict", "answer", "finish_reason", "group", "cluster"]
+"""Columns in which texts come again."""
 ROWS_A_GROUP = 50_000
 """Rows of a Parquet row group: what is in memory while a table is written or its text is read."""
 
@@ -134,8 +137,11 @@ def read_samples(path: Path) -> Iterator[Sample]:
             )
 
 
-def open_table(path: Path) -> pa.parquet.ParquetFile:
+def open_table(path: Path, *, as_codes: bool = False) -> pq.ParquetFile:
     """Open a table of samples.
+
+    Args:
+        as_codes: read columns in which texts come again, such as the answers, as codes of unlike texts.
 
     Raises:
         SamplesError: there is no such file, it is not Parquet, or it has other columns.
@@ -144,14 +150,14 @@ def open_table(path: Path) -> pa.parquet.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path)
+        table = pq.ParquetFile(path, read_dictionary=CODED if as_codes else None)
     except (OSError, pa.ArrowException) as error:
         told = " ".join(str(error).split())
         raise SamplesError(f"{path}: this is no table of samples (Parquet): {told}") from error
     missing = [name for name in schema().names if name not in table.schema_arrow.names]
     if missing:
         raise SamplesError(
-            f"{path}: this table has no column {missing[0]!r}; a samples.parquet of rest_em evaluate is wanted, "
-            f"with the columns {', '.join(schema().names)}"
+            f"{path}: this table has no column {missing[0]!r}; a samples.parquet of rest_em evaluate "
+            f"is wanted, with the columns {', '.join(schema().names)}"
         )
     return table

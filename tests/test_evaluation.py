@@ -8,19 +8,32 @@ import math
 import random
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rest_em.errors import SamplesError
 from rest_em.evaluation import (
+    Estimate,
     Evaluation,
+    Metrics,
+    SignTest,
     VoteClass,
+    best_at_k,
+    by_difficulty,
+    columns_of,
+    columns_of_table,
     estimate,
     gain,
     majority_at_k,
     paired_gain,
     pass_at_k,
+    sign_test,
     summarize,
 )
+from rest_em.evaluation.intervals import student_quantile
+from rest_em.samples import Decoding, Sample, write_samples
 from rest_em.types import FinishReason, GradedSolution, Solution, Verdict
 
 
@@ -103,6 +116,27 @@ def test_majority_at_k_of_many_samples_stays_exact() -> None:
     )
 
 
+def test_majority_at_k_of_many_answers_is_a_probability_that_adds_up() -> None:
+    # Every answer of the same problem in turn is the right one: somebody wins.
+    sizes = [40, 21, 13, 8, 5, 3, 2, 1, 1, 1]
+    for k in (2, 17, 64, 94):
+        chances = [
+            majority_at_k([VoteClass(n, n * (i == right)) for i, n in enumerate(sizes)], 0, k)
+            for right in range(len(sizes))
+        ]
+        assert sum(chance or 0.0 for chance in chances) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_best_at_k_is_the_mean_over_all_subsets() -> None:
+    draws = random.Random(2)
+    rewards = [draws.random() for _ in range(8)]
+    for k in range(1, 9):
+        each = [max(subset) for subset in itertools.combinations(rewards, k)]
+        assert best_at_k(np.array(rewards), k) == pytest.approx(sum(each) / len(each), abs=1e-12)
+    assert best_at_k(np.array(rewards), 9) is None
+    assert best_at_k(np.array([1.0, 0.0, 0.0, 1.0]), 2) == pytest.approx(pass_at_k(4, 2, 2))
+
+
 def test_an_estimate_of_one_verdict_a_problem_has_wilsons_interval() -> None:
     # Wilson's score interval of 8 in 10 at 95 %: 0.4902 to 0.9433 (Newcombe 1998 has the formula).
     found = estimate([1.0] * 8 + [0.0] * 2)
@@ -183,21 +217,35 @@ def small_evaluation() -> Evaluation:
         *[graded("b", WRONG, "3"), graded("b", WRONG), graded("b", LOST)],
         *[graded("c", LOST)] * 3,
     ]
-    return summarize(greedy, sampled, pass_at=(1, 2, 3), majority_at=(3,))
+    return summary_of(greedy, sampled, pass_at=(1, 2, 3), majority_at=(3,))
+
+
+def summary_of(
+    greedy: list[GradedSolution],
+    sampled: list[GradedSolution],
+    pass_at: tuple[int, ...] = (1,),
+    majority_at: tuple[int, ...] = (),
+) -> Evaluation:
+    ids = list(dict.fromkeys(one.solution.problem_id for one in (*greedy, *sampled)))
+    return summarize(
+        columns_of(greedy, ids) if greedy else None,
+        columns_of(sampled, ids) if sampled else None,
+        Metrics(pass_at, majority_at),
+    )
 
 
 def test_a_summary_takes_pass_at_1_from_greedy_and_the_others_from_samples() -> None:
     found = small_evaluation()
     assert found.num_problems == 3
     assert found.is_correct == {"a": True, "b": False, "c": None}
-    first, second, third = found.pass_at[1], found.pass_at[2], found.pass_at[3]
+    first, second, third = (found.main.pass_at[k].estimate for k in (1, 2, 3))
     assert first is not None
     assert second is not None
     assert third is not None
     assert (first.value, first.num_problems, first.num_undefined) == (0.5, 2, 1)
     assert (second.value, second.num_undefined) == (0.5, 1)  # a: always one right among two; b: none
     assert (third.value, third.num_problems, third.num_undefined) == (1.0, 1, 2)  # b has two samples left
-    majority = found.majority_at[3]
+    majority = found.main.majority_at[3].estimate
     assert majority is not None
     assert (majority.value, majority.num_undefined) == (pytest.approx(1.0), 2)
 
@@ -214,17 +262,18 @@ def test_a_summary_says_what_became_of_the_solutions() -> None:
 
 
 def test_without_samples_there_is_greedy_pass_at_1_alone() -> None:
-    found = summarize([graded("a", RIGHT, "1")], [], pass_at=(8,), majority_at=(8,))
-    assert found.pass_at[1] is not None
-    assert found.pass_at[8] is None
-    assert found.majority_at[8] is None
+    found = summary_of([graded("a", RIGHT, "1")], [], pass_at=(8,), majority_at=(8,))
+    assert found.main.pass_at.keys() == {1}
+    assert found.main.majority_at == {}
     assert found.sampled is None
 
 
 def test_without_greedy_pass_at_1_is_the_samples() -> None:
-    found = summarize([], [graded("a", RIGHT, "1"), graded("a", WRONG, "2")], pass_at=(1,), majority_at=())
-    assert found.pass_at[1] is not None
-    assert found.pass_at[1].value == 0.5
+    found = summary_of([], [graded("a", RIGHT, "1"), graded("a", WRONG, "2")])
+    first = found.main.pass_at[1].estimate
+    assert first is not None
+    assert first.value == 0.5
+    assert found.success_rate == {"a": 0.5}
     assert found.is_correct == {"a": None}
 
 
@@ -232,19 +281,139 @@ def test_an_evaluation_survives_json() -> None:
     found = small_evaluation()
     text = json.dumps(found.to_json(), allow_nan=False)
     assert Evaluation.from_json(json.loads(text)) == found
-    empty = summarize([], [], pass_at=(1, 8), majority_at=(8,))
-    assert Evaluation.from_json(json.loads(json.dumps(empty.to_json()))) == empty
+    lost = summary_of([], [graded("a", LOST)], pass_at=(1, 8), majority_at=(8,))
+    assert lost.main.pass_at[8].why_undefined == (
+        "1 of 1 problems have fewer than 8 solutions that could be judged"
+    )
+    assert Evaluation.from_json(json.loads(json.dumps(lost.to_json()))) == lost
 
 
 def test_the_gain_over_the_base_is_joined_by_problem() -> None:
-    base = summarize([graded("a", WRONG), graded("b", RIGHT)], [], pass_at=(), majority_at=())
-    tuned = summarize([graded("b", RIGHT), graded("a", RIGHT)], [], pass_at=(), majority_at=())
+    base = summary_of([graded("a", WRONG), graded("b", RIGHT)], [])
+    tuned = summary_of([graded("b", RIGHT), graded("a", RIGHT)], [])
     found = gain(tuned, base)
     assert found is not None
     assert (found.value, found.num_problems) == (0.5, 2)
 
 
 def test_a_gain_over_other_problems_is_refused() -> None:
-    one, other = (summarize([graded(key, RIGHT)], [], pass_at=(), majority_at=()) for key in ("a", "b"))
+    one, other = (summary_of([graded(key, RIGHT)], []) for key in ("a", "b"))
     with pytest.raises(ValueError, match="same problems"):
         gain(one, other)
+
+
+def test_students_quantile_is_that_of_the_tables() -> None:
+    for degrees, wanted in [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (29, 2.045), (120, 1.980)]:
+        assert student_quantile(0.975, degrees) == pytest.approx(wanted, abs=6e-4)
+    assert student_quantile(0.5, 5) == pytest.approx(0.0, abs=1e-12)
+    assert student_quantile(0.025, 9) == pytest.approx(-student_quantile(0.975, 9))
+
+
+def test_clusters_that_agree_count_as_one_problem_each() -> None:
+    values = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    alone = estimate(values)
+    tripled = estimate([value for value in values for _ in range(3)], clusters=[i // 3 for i in range(30)])
+    assert alone is not None
+    assert tripled is not None
+    assert tripled.value == pytest.approx(alone.value)
+    assert tripled.standard_error == pytest.approx(alone.standard_error)
+    assert (tripled.num_problems, tripled.high > alone.high, tripled.low < alone.low) == (30, True, True)
+
+
+def test_a_macro_average_weighs_groups_alike() -> None:
+    found = estimate([1.0, 1.0, 1.0, 0.0, 0.0, 1.0], strata=["a", "a", "a", "a", "b", "b"])
+    assert found is not None
+    assert found.value == pytest.approx((0.75 + 0.5) / 2)
+    # Each group's variance of its mean, over the square of the number of groups: (s_a^2 / 4 + s_b^2 / 2) / 4.
+    assert found.standard_error == pytest.approx(math.sqrt((0.25 / 4 + 0.5 / 2) / 4))
+
+
+def test_a_figure_beyond_1_has_a_plain_interval() -> None:
+    found = estimate([3.0, 5.0, 4.0, 4.0], is_share=False)
+    assert found is not None
+    assert (found.value, found.high - found.value) == (4.0, pytest.approx(1.959964 * found.standard_error))
+
+
+def test_the_sign_test_is_the_binomials() -> None:
+    assert sign_test([1] * 9 + [0], [0] * 9 + [1]) == SignTest(9, 1, 0, p_value=pytest.approx(22 / 1024))
+    assert sign_test([0.5, None, 0.1 + 0.2], [0.5, 1, 0.3]) == SignTest(0, 0, 2, p_value=1.0)
+    many = sign_test([1.0] * 3000 + [0.0] * 3000, [0.0] * 3000 + [1.0] * 3000)
+    assert many.p_value == 1.0
+
+
+def coverage_of(intervals: list[Estimate | None], truth: float) -> float:
+    return sum(one is not None and one.low <= truth <= one.high for one in intervals) / len(intervals)
+
+
+def test_clustered_and_paired_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    draws = np.random.default_rng(3)
+    clustered, paired = [], []
+    for _ in range(500):
+        level = np.repeat(draws.beta(2, 2, size=25), 8)  # 25 sources of 8 problems that are alike
+        clustered.append(
+            estimate((draws.random(200) < level).astype(float), clusters=np.repeat(range(25), 8).tolist())
+        )
+        easy = draws.beta(1, 1, size=60)
+        one, base = draws.random(60) < np.minimum(easy + 0.1, 1), draws.random(60) < easy
+        paired.append(paired_gain(one.astype(float), base.astype(float)))
+    assert 0.93 <= coverage_of(clustered, 0.5) <= 0.97
+    assert 0.93 <= coverage_of(paired, 0.1 - 0.1**2 / 2) <= 0.97
+
+
+def test_buckets_are_of_the_bases_success() -> None:
+    rates = {"a": 4, "b": 3, "c": 2, "d": 1, "e": 0}
+    sampled = [graded(key, RIGHT if i < num else WRONG, "1") for key, num in rates.items() for i in range(4)]
+    base = summary_of([graded(key, WRONG) for key in rates], sampled)
+    tuned = summary_of([graded(key, RIGHT if key in "ac" else WRONG) for key in rates], [])
+    values = {name: one.estimate and one.estimate.value for name, one in by_difficulty(tuned, base).items()}
+    assert values == {"75-100 %": 0.5, "50-75 %": 1.0, "25-50 %": 0.0, "< 25 %": 0.0}
+
+
+def test_a_bucket_without_a_problem_says_so() -> None:
+    base = summary_of([graded("a", WRONG)], [graded("a", WRONG)])
+    found = by_difficulty(base, base)
+    assert found["75-100 %"].estimate is None
+    assert found["75-100 %"].why_undefined == "no problem is that difficult for the base model"
+
+
+def row(key: str, index: int, verdict: Verdict, answer: str | None, decoding: Decoding = "sampled") -> Sample:
+    return Sample(
+        key, "x", "1", decoding, index, f"text {answer}", verdict, float(verdict is RIGHT), answer,
+        finish_reason="eos", num_tokens=2, group=key[0], cluster=key,
+    )  # fmt: skip
+
+
+def test_a_table_gives_the_figures_of_its_rows(tmp_path: Path) -> None:
+    rows = [
+        *[row("a1", i, *each) for i, each in enumerate([(RIGHT, "1"), (WRONG, "2"), (RIGHT, "1")])],
+        *[row("b1", i, *each) for i, each in enumerate([(WRONG, None), (LOST, "2"), (WRONG, "3")])],
+        row("a1", 0, RIGHT, "1", "greedy"),
+        row("b1", 0, WRONG, None, "greedy"),
+    ]
+    write_samples(tmp_path / "samples.parquet", rows)
+    columns = columns_of_table(tmp_path / "samples.parquet")
+    found = summarize(columns["greedy"], columns["sampled"], Metrics((1, 2), (2,)))
+    values = {k: one.estimate and one.estimate.value for k, one in found.overall.pass_at.items()}
+    assert values == {1: 0.5, 2: 0.5}
+    majority = found.macro and found.macro.majority_at[2].estimate
+    assert majority is not None
+    assert majority.value == pytest.approx((2 / 3) / 2)  # a1: of 12, 11, 21: 1/2, 1, 1/2; b1: never
+    assert found.groups.keys() == {"a", "b"}
+    assert found.sampled is not None
+    assert (found.sampled.distinct_solutions, found.sampled.distinct_answers) == (2.5, 1.5)
+    assert found.overall.coverage is not None
+    assert found.overall.coverage.estimate is not None
+    assert found.overall.coverage.estimate.value == 0.5
+
+
+def test_a_table_with_a_solution_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    write_samples(path, [row("a", 3, RIGHT, "1"), row("a", 3, WRONG, "2")])
+    with pytest.raises(SamplesError, match="first number 3 of problem 'a'"):
+        columns_of_table(path)
+
+
+def test_what_is_no_table_of_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("text")
+    with pytest.raises(SamplesError, match="no table of samples"):
+        columns_of_table(tmp_path / "x.parquet")

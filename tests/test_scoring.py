@@ -594,9 +594,10 @@ def test_long_answers_are_told_apart_and_not_kept() -> None:
     tally = Tally(["p0"])
     for end in "aab":
         tally.add("p0", Verdict.CORRECT, "x" * 100_000 + end, "")
-    votes = tally.problems["p0"].votes
-    assert sorted(votes.values()) == [1, 2]
-    assert all(len(answer) < 1000 for answer in votes)
+    columns = tally.columns()
+    (ballot,) = columns.ballots()
+    assert sorted(one.num_votes for one in ballot.classes) == [1, 2]
+    assert all(len(answer) < 1000 for answer in columns.answers)
 
 
 def test_memory_does_not_grow_with_the_solutions(desk: Desk) -> None:

@@ -9,20 +9,23 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rest_em.evaluation import (
+    CODES,
+    Columns,
+    ColumnsBuilder,
     Estimate,
+    Figure,
+    Metrics,
     SameAnswer,
-    estimate,
-    majority_at_k,
-    pass_at_k,
-    vote_classes,
+    summarize,
 )
 from rest_em.types import Verdict
 
@@ -35,59 +38,27 @@ MAX_ANSWER = 200
 ABSENT = "-"
 
 
-@dataclass(slots=True)
-class ProblemCounts:
-    """What became of one problem's solutions."""
-
-    num_correct: int = 0
-    num_incorrect: int = 0
-    num_unscorable: int = 0
-    votes: Counter[str] = field(default_factory=Counter)
-    """Answers of the solutions that could be judged."""
-    correct_votes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def num_judged(self) -> int:
-        """Solutions that could be judged: the samples of pass@k and maj@k."""
-        return self.num_correct + self.num_incorrect
-
-    def pass_at(self, k: int) -> float | None:
-        """Return pass@k; None where fewer than k solutions could be judged."""
-        return pass_at_k(self.num_judged, self.num_correct, k) if self.num_judged else None
-
-    def majority_at(self, k: int, same_answer: SameAnswer | None) -> float | None:
-        """Return maj@k; None where fewer than k solutions could be judged."""
-        if not self.num_judged:
-            return None
-        classes = vote_classes(self.votes, self.correct_votes, same_answer)
-        return majority_at_k(classes, self.num_judged - self.votes.total(), k)
-
-
 class Tally:
     """The verdicts so far."""
 
     def __init__(self, problem_ids: Iterable[str]) -> None:
         """Count nothing yet; a problem without a solution counts as well."""
-        self.problems = {key: ProblemCounts() for key in problem_ids}
+        self._columns = ColumnsBuilder()
+        for problem_id in problem_ids:
+            self._columns.add_problem(problem_id)
         self.num_bad_lines = 0
         self.reasons: dict[Verdict, Counter[str]] = {verdict: Counter() for verdict in Verdict}
 
     def add(self, problem_id: str, verdict: Verdict, answer: str | None, reason: str) -> None:
         """Count one verdict."""
-        counts = self.problems[problem_id]
-        if verdict is Verdict.UNSCORABLE:
-            counts.num_unscorable += 1
-        else:
-            is_correct = verdict is Verdict.CORRECT
-            counts.num_correct += is_correct
-            counts.num_incorrect += not is_correct
-            if answer is not None:
-                key = _short(answer)
-                counts.votes[key] += 1
-                counts.correct_votes[key] += is_correct
+        self._columns.add(problem_id, verdict, answer=None if answer is None else _short(answer))
         if verdict is not Verdict.CORRECT:
             kept, kind = self.reasons[verdict], _kind(reason, problem_id)
             kept[kind if kind in kept or len(kept) < MAX_REASONS else OTHER_REASONS] += 1
+
+    def columns(self) -> Columns:
+        """Return what has been counted; every solution is a sample."""
+        return self._columns.build()
 
     @property
     def num_unscorable(self) -> int:
@@ -105,33 +76,6 @@ def _short(answer: str) -> str:
 def _kind(reason: str, problem_id: str) -> str:
     """Return a reason without what is one solution's own: its problem's id, its reward."""
     return re.sub(r"^reward \S+ is below", "reward is below", reason.removeprefix(f"{problem_id}: "))
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """pass@k or maj@k over the problems.
-
-    Example:
-        Figure(None, num_problems=0, num_undefined=3, why_undefined="3 of 3 problems have fewer than 8 ...")
-    """
-
-    estimate: Estimate | None
-    """None where it is defined for no problem."""
-    num_problems: int
-    """Problems that the mean is over."""
-    num_undefined: int
-    why_undefined: str | None
-    """None where it is defined for every problem."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON value; what is not defined is null."""
-        names = ("value", "standard_error", "low", "high")
-        values = dict.fromkeys(names) if self.estimate is None else asdict(self.estimate)
-        return {name: values[name] for name in names} | {
-            "num_problems": self.num_problems,
-            "num_undefined": self.num_undefined,
-            "why_undefined": self.why_undefined,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,29 +126,25 @@ def summarize_score(
         same_answer: as that of `vote_classes`.
         has_votes: whether solutions give answers that could win a vote; programs do not.
     """
-    problems = tally.problems.values()
-    sizes = {size for one in problems if (size := one.num_judged + one.num_unscorable)}
-    ks = sorted({*ks} or {1, *(sizes if len(sizes) == 1 else ())})
-    num_unscorable = sum(one.num_unscorable for one in problems)
+    columns = tally.columns()
+    sizes = np.bincount(columns.problem, minlength=columns.num_problems)
+    unlike_sizes = set(sizes[sizes > 0].tolist())
+    ks = sorted({*ks} or {1, *(unlike_sizes if len(unlike_sizes) == 1 else ())})
+    metrics = Metrics(ks, ks if has_votes else (), same_answer=same_answer)
+    figures = summarize(None, columns, metrics).overall
+    counts = Counter(columns.verdict.tolist())
     return ScoreSummary(
         reward=reward,
-        counts={
-            Verdict.CORRECT: sum(one.num_correct for one in problems),
-            Verdict.INCORRECT: sum(one.num_incorrect for one in problems),
-            Verdict.UNSCORABLE: num_unscorable,
-        },
-        num_problems=len(problems),
-        num_problems_without_solutions=sum(not one.num_judged + one.num_unscorable for one in problems),
+        counts={verdict: counts[code] for verdict, code in CODES.items()},
+        num_problems=columns.num_problems,
+        num_problems_without_solutions=int((sizes == 0).sum()),
         num_bad_lines=tally.num_bad_lines,
         reasons={
             verdict: _most_frequent(tally.reasons[verdict])
             for verdict in (Verdict.INCORRECT, Verdict.UNSCORABLE)
         },
-        pass_at={k: _figure([one.pass_at(k) for one in problems], k) for k in ks},
-        majority_at={
-            k: _figure([one.majority_at(k, same_answer) for one in problems], k)
-            for k in (ks if has_votes else ())
-        },
+        pass_at=figures.pass_at,
+        majority_at=figures.majority_at,
     )
 
 
@@ -213,15 +153,6 @@ def _most_frequent(reasons: Counter[str]) -> dict[str, int]:
     shown = dict(own.most_common(SHOWN_REASONS))
     num_others = reasons.total() - sum(shown.values())
     return shown | ({OTHER_REASONS: num_others} if num_others else {})
-
-
-def _figure(values: Sequence[float | None], k: int) -> Figure:
-    num_undefined = sum(value is None for value in values)
-    solutions = "1 solution" if k == 1 else f"{k} solutions"
-    why = f"{num_undefined} of {len(values)} problems have fewer than {solutions} that could be judged"
-    return Figure(
-        estimate(values), len(values) - num_undefined, num_undefined, why if num_undefined else None
-    )
 
 
 def print_score(summary: ScoreSummary, console: Console) -> None:

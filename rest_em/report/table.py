@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rest_em.evaluation import Estimate, Evaluation, gain
+from rest_em.evaluation import Estimate, Evaluation, Figure, gain
 from rest_em.ledger import Ledger, as_killed, read_status
 from rest_em.storage import is_locked
 
@@ -67,10 +67,8 @@ class IterationSummary:
         num_judged = self.num_sampled - self.num_unscorable
         return {
             "iteration": self.iteration,
-            "pass_at": {str(k): _interval(one) for k, one in measured.pass_at.items()} if measured else {},
-            "majority_at": (
-                {str(k): _interval(one) for k, one in measured.majority_at.items()} if measured else {}
-            ),
+            "pass_at": _intervals(measured.main.pass_at) if measured else {},
+            "majority_at": _intervals(measured.main.majority_at) if measured else {},
             "gain": _interval(self.gain),
             "num_test_problems": measured.num_problems if measured else None,
             "test": measured.to_json() if measured else None,
@@ -117,6 +115,10 @@ def _interval(estimate: Estimate | None) -> dict[str, float] | None:
     if estimate is None:
         return None
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _intervals(figures: Mapping[int, Figure]) -> dict[str, dict[str, float] | None]:
+    return {str(k): _interval(one.estimate) for k, one in figures.items()}
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -237,8 +239,8 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
     measured = [one.evaluation for one in summary.iterations if one.evaluation]
     num = measured[0].num_problems if measured else 0
     table = _table(f"{num} test problems, % with interval; pass@1 is greedy")
-    pass_at = sorted({k for one in measured for k in one.pass_at} - {1})
-    majority_at = sorted({k for one in measured for k in one.majority_at})
+    pass_at = sorted({k for one in measured for k in one.main.pass_at} - {1})
+    majority_at = sorted({k for one in measured for k in one.main.majority_at})
     for heading in ("iteration", "pass@1", "gain over base"):
         table.add_column(heading, justify="right")
     for heading in [f"pass@{k}" for k in pass_at] + [f"maj@{k}" for k in majority_at]:
@@ -250,10 +252,10 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
         if result is None:
             continue
         figures = [
-            _estimate(result.pass_at.get(1)),
+            _figure(result.main.pass_at.get(1)),
             _estimate(one.gain, signed=True),
-            *(_estimate(result.pass_at.get(k)) for k in pass_at),
-            *(_estimate(result.majority_at.get(k)) for k in majority_at),
+            *(_figure(result.main.pass_at.get(k)) for k in pass_at),
+            *(_figure(result.main.majority_at.get(k)) for k in majority_at),
         ]
         if is_wide:
             table.add_row(_name(one), *figures, *_shares(result))
@@ -340,6 +342,10 @@ def _name(one: IterationSummary) -> str:
 
 def _percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.1f}"
+
+
+def _figure(figure: Figure | None) -> str:
+    return _estimate(None if figure is None else figure.estimate)
 
 
 def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str:

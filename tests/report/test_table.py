@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from rest_em.errors import RunFolderError
-from rest_em.evaluation import summarize
+from rest_em.evaluation import Metrics, columns_of, summarize
 from rest_em.ledger import Ledger, Stage, write_status
 from rest_em.report.table import RunSummary, print_summary, summarize_run
 from rest_em.types import GradedSolution, Solution, Verdict
@@ -28,7 +28,7 @@ def evaluation(num_correct: int) -> dict[str, Any]:
     """Return a measurement of four problems, of which the first so many are solved, each time."""
     greedy = [graded(f"p{k}", 0, is_correct=k < num_correct) for k in range(4)]
     sampled = [graded(f"p{k}", index, is_correct=k < num_correct) for k in range(4) for index in range(2)]
-    measured = summarize(greedy, sampled, pass_at=(1, 2), majority_at=(2,), confidence=0.95)
+    measured = summarize(columns_of(greedy), columns_of(sampled), Metrics((1, 2), (2,)))
     value: dict[str, Any] = json.loads(json.dumps(measured.to_json()))
     return value
 
@@ -128,8 +128,8 @@ def test_what_could_not_be_judged_is_neither_wrong_nor_without_an_answer(tmp_pat
 def test_iterations_may_be_measured_with_different_k(tmp_path: Path) -> None:
     run_of(tmp_path)
     other = evaluation(3)
-    other["pass_at"].pop("2")
-    other["majority_at"].pop("2")
+    other["overall"]["pass_at"].pop("2")
+    other["overall"]["majority_at"].pop("2")
     Ledger(tmp_path).append(
         Stage("iteration-02/evals/test/metrics", {"confidence": 0.95}), other, seconds=0.0
     )

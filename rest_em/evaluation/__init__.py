@@ -1,0 +1,50 @@
+"""What judged samples say of a policy, and of two. docs/evaluation.md defines every figure.
+
+`estimators` and `votes` are figures of one problem, `intervals` means over problems, `columns` the samples as
+arrays, `summary` all figures of a policy, `comparison` two policies on the same problems.
+"""
+
+from rest_em.evaluation.columns import CODES, Columns, ColumnsBuilder, columns_of, columns_of_table
+from rest_em.evaluation.estimators import best_at_k, pass_at_k
+from rest_em.evaluation.intervals import Estimate, Figure, SignTest, estimate, paired_gain, sign_test
+from rest_em.evaluation.summary import (
+    BUCKETS,
+    Evaluation,
+    Figures,
+    Metrics,
+    Shares,
+    by_difficulty,
+    gain,
+    shares,
+    summarize,
+)
+from rest_em.evaluation.votes import SameAnswer, VoteClass, majority_at_k, vote_classes
+
+__all__ = [
+    "BUCKETS",
+    "CODES",
+    "Columns",
+    "ColumnsBuilder",
+    "Estimate",
+    "Evaluation",
+    "Figure",
+    "Figures",
+    "Metrics",
+    "SameAnswer",
+    "Shares",
+    "SignTest",
+    "VoteClass",
+    "best_at_k",
+    "by_difficulty",
+    "columns_of",
+    "columns_of_table",
+    "estimate",
+    "gain",
+    "majority_at_k",
+    "paired_gain",
+    "pass_at_k",
+    "shares",
+    "sign_test",
+    "summarize",
+    "vote_classes",
+]
