@@ -67,7 +67,7 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
     candidates = [PromptedPolicy(base, variant) for variant in run.base_prompts]
     names = [str(candidate.prompt.name) for candidate in candidates]
     draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
-    judged = draw_and_judge(run, draws)
+    judged = draw_and_judge(run.place, draws)
     stage = Stage("iteration-00/prompt", {"candidates": names}, after=tuple(draw.verdicts for draw in draws))
     result = run.ledger.result(stage)
     if result is None:
@@ -93,16 +93,17 @@ def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[
     )
     problems = run.problems.rendered("train", policy.prompt)
     draw = plan_draw(
-        run,
+        run.place,
         f"iteration-{iteration:02d}",
         policy,
         problems,
         params,
+        asked=run.asked(policy.prompt),
         title=f"E-step {iteration}",
         iteration=iteration,
     )
     measure(run, policy, then=draw)
-    (graded,) = draw_and_judge(run, [draw])
+    (graded,) = draw_and_judge(run.place, [draw])
     return graded, draw.verdicts
 
 
@@ -141,7 +142,7 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     )
     result = run.ledger.result(choice)
     if result is None:
-        scores = _scores(draws, draw_and_judge(run, draws))
+        scores = _scores(draws, draw_and_judge(run.place, draws))
         result = {"chosen": walk_forward(scores, rule), "validation": scores}
         run.ledger.append(choice, result, seconds=0.0)
     if not run.ledger.is_survey:
@@ -178,7 +179,7 @@ def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Ev
     """
     asked = run.recipe.evaluation
     draws = _test_draws(run, policy)
-    judged = draw_and_judge(run, [*draws, then] if then else draws)
+    judged = draw_and_judge(run.place, [*draws, then] if then else draws)
     metrics = asked.model_dump(mode="json", include={"pass_at", "majority_at", "confidence"})
     name = f"iteration-{policy.policy.iteration:02d}/evals/test/metrics"
     stage = Stage(name, metrics, after=tuple(draw.verdicts for draw in draws))
@@ -216,11 +217,12 @@ def _test_draws(run: Run, policy: PromptedPolicy) -> list[Draw]:
     problems = run.problems.rendered("test", policy.prompt)
     return [
         plan_draw(
-            run,
+            run.place,
             f"iteration-{iteration:02d}/evals/test/{name}",
             policy,
             problems,
             each,
+            asked=run.asked(policy.prompt),
             title=f"test {iteration}",
             iteration=iteration,
         )
@@ -243,7 +245,16 @@ def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
     iteration = prompted.policy.iteration
     folder = f"iteration-{iteration:02d}/validation/{name}"
     title = f"validation {iteration}"
-    return plan_draw(run, folder, prompted, problems, _greedy(run), title=title, iteration=iteration)
+    return plan_draw(
+        run.place,
+        folder,
+        prompted,
+        problems,
+        _greedy(run),
+        asked=run.asked(prompted.prompt),
+        title=title,
+        iteration=iteration,
+    )
 
 
 def _scores(draws: Sequence[Draw], judged: Sequence[Sequence[GradedSolution]]) -> list[float]:
@@ -329,13 +340,13 @@ def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> N
     }
 
     def show() -> None:
-        run.leave_if_asked()
+        run.place.leave_if_asked()
         if (progress / "0.json").exists():
             so_far = read_json(progress / "0.json")
-            run.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}", total=so_far["total"])
+            run.place.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}", total=so_far["total"])
 
-    with run.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
-        run.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
+    with run.place.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
+        run.place.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
 
 
 def _keep_chosen(folder: Path, chosen: int) -> None:

@@ -158,8 +158,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     from rest_em.recipe import dump_recipe, load_recipe, run_name_of
     from rest_em.report.progress import Progress
     from rest_em.report.table import print_summary, summarize_run
-    from rest_em.rewards.graders import Graders
-    from rest_em.run import Run
+    from rest_em.run import Judges, Run, Workplace
     from rest_em.storage import FolderLock, remove_leftovers, write_text
 
     recipe = load_recipe(path, overrides)
@@ -180,10 +179,10 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        graders = stack.enter_context(Graders(recipe.reward, folder / "logs" / "graders.log"))
+        judges = stack.enter_context(Judges(folder / "logs" / "graders.log"))
         supervisor = stack.enter_context(Supervisor(ranks, folder))
         num_done = len(ledger.records)
-        rest_em(Run(recipe, folder, ledger, problems, supervisor, graders, progress))
+        rest_em(Run(recipe, Workplace(folder, ledger, supervisor, judges, progress), problems))
         if len(ledger.records) == num_done:
             progress.say(f"{folder}: finished already, nothing to do")
     print_summary(summarize_run(folder), _console())
@@ -194,14 +193,12 @@ def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_st
     from rest_em.algorithm import survey
     from rest_em.ledger import Ledger
     from rest_em.report.progress import Progress
-    from rest_em.rewards.graders import Graders
-    from rest_em.run import Run
+    from rest_em.run import Judges, Run, Workplace
 
     ledger = Ledger(folder, is_survey=True)
     # Nothing is started: a survey ends where work would begin.
-    survey(
-        Run(recipe, folder, ledger, problems, Supervisor(Ranks(), folder), Graders(recipe.reward), Progress())
-    )
+    place = Workplace(folder, ledger, Supervisor(Ranks(), folder), Judges(), Progress())
+    survey(Run(recipe, place, problems))
     ledger.refuse_conflicts(*from_stages)
 
 

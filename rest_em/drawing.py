@@ -18,7 +18,7 @@ from typing import Any
 from rest_em.errors import StageError
 from rest_em.ledger import Stage
 from rest_em.rewards.graders import check_unscorable
-from rest_em.run import PromptedPolicy, Run
+from rest_em.run import Asked, PromptedPolicy, Workplace
 from rest_em.sampling.units import plan_units, unit_path
 from rest_em.storage import (
     append_line,
@@ -47,10 +47,10 @@ MIN_PROBLEMS = 20
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Solutions wanted of one policy, and where they go in the run folder.
+    """Solutions wanted of one policy, and where they go in the folder.
 
     Example:
-        Draw("iteration-01", "E-step 1", base, request, samples, verdicts)
+        Draw("iteration-01", "E-step 1", base, asked, request, samples, verdicts)
     """
 
     name: str
@@ -58,49 +58,49 @@ class Draw:
     title: str
     """How progress calls it."""
     prompted: PromptedPolicy
+    asked: Asked
     request: DrawRequest
     samples: Stage
     verdicts: Stage
 
 
 def plan_draw(
-    run: Run,
+    place: Workplace,
     name: str,
     prompted: PromptedPolicy,
     problems: Sequence[Problem],
     params: SamplingParams,
     *,
+    asked: Asked,
     title: str,
     iteration: int,
 ) -> Draw:
     """Return a draw with all that its samples and its verdicts depend on."""
-    recipe = run.recipe
     request = DrawRequest(
         name=f"{name}/samples",
         problems=tuple(problems),
         params=params,
         iteration=iteration,
-        seed=recipe.seed,
-        unit_size=recipe.sampling.unit_size,
-        max_rows=recipe.sampling.max_rows,
+        seed=asked.seed,
+        unit_size=asked.unit_size,
+        max_rows=asked.max_rows,
     )
-    asked = request_to_json(request)
+    value = request_to_json(request)
     inputs = {
-        "model": recipe.model.model_dump(mode="json"),
-        "seed": recipe.seed,
-        "prompt": run.prompt_inputs(prompted.prompt),
-        "problems": content_hash(asked["problems"]),
-        "sampling": asked["params"] | {"unit_size": request.unit_size, "max_rows": request.max_rows},
+        "model": asked.model.model_dump(mode="json"),
+        "seed": asked.seed,
+        "prompt": asked.prompt_inputs,
+        "problems": content_hash(value["problems"]),
+        "sampling": value["params"] | {"unit_size": request.unit_size, "max_rows": request.max_rows},
     }
     samples = Stage(f"{name}/samples", inputs, after=prompted.made_by)
     references = content_hash([dataclasses.asdict(one) for one in problems])
-    verdicts = Stage(
-        f"{name}/verdicts", {"reward": run.reward_inputs, "references": references}, after=(samples,)
-    )
-    return Draw(name, title, prompted, request, samples, verdicts)
+    reward = place.judges.of(asked.reward).identity
+    verdicts = Stage(f"{name}/verdicts", {"reward": reward, "references": references}, after=(samples,))
+    return Draw(name, title, prompted, asked, request, samples, verdicts)
 
 
-def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]]:
+def draw_and_judge(place: Workplace, draws: Sequence[Draw]) -> list[list[GradedSolution]]:
     """Return each draw's judged solutions, by problem, then index; do only what is still to be done.
 
     All draws of one call share one sampling process a rank, in the order given. A survey, which does nothing,
@@ -112,17 +112,17 @@ def draw_and_judge(run: Run, draws: Sequence[Draw]) -> list[list[GradedSolution]
         StageError: a sampling process failed.
         RunInterruptedError: the run was asked to leave.
     """
-    unfinished = [draw for draw in draws if not _is_finished(run, draw)]
-    if run.ledger.is_survey:
+    unfinished = [draw for draw in draws if not _is_finished(place, draw)]
+    if place.ledger.is_survey:
         return [[] for _ in draws]
-    open_draws = [_OpenDraw(run, draw) for draw in unfinished]
+    open_draws = [_OpenDraw(place, draw) for draw in unfinished]
     if open_draws:
-        _work_through(run, open_draws)
-    return [_read(run, draw) for draw in draws]
+        _work_through(place, open_draws)
+    return [_read(place, draw) for draw in draws]
 
 
-def _is_finished(run: Run, draw: Draw) -> bool:
-    results = [run.ledger.result(draw.samples), run.ledger.result(draw.verdicts)]
+def _is_finished(place: Workplace, draw: Draw) -> bool:
+    results = [place.ledger.result(draw.samples), place.ledger.result(draw.verdicts)]
     return None not in results
 
 
@@ -133,20 +133,20 @@ def _unit_sizes(draw: Draw) -> list[int]:
     return [sum(len(indices) for _, indices in unit) for unit in plan]
 
 
-def _unit_path(run: Run, draw: Draw, unit: int) -> Path:
-    return unit_path(run.folder / draw.samples.name, unit)
+def _unit_path(place: Workplace, draw: Draw, unit: int) -> Path:
+    return unit_path(place.folder / draw.samples.name, unit)
 
 
-def _verdict_path(run: Run, draw: Draw, unit: int) -> Path:
-    return run.folder / draw.verdicts.name / draw.verdicts.fingerprint / f"{unit:05d}.parquet"
+def _verdict_path(place: Workplace, draw: Draw, unit: int) -> Path:
+    return place.folder / draw.verdicts.name / draw.verdicts.fingerprint / f"{unit:05d}.parquet"
 
 
-def _read(run: Run, draw: Draw) -> list[GradedSolution]:
+def _read(place: Workplace, draw: Draw) -> list[GradedSolution]:
     """Return a finished draw; every solution has its verdict."""
     judged: list[GradedSolution] = []
     for unit in range(len(_unit_sizes(draw))):
-        path = _verdict_path(run, draw, unit)
-        solutions = read_solutions(_unit_path(run, draw, unit))
+        path = _verdict_path(place, draw, unit)
+        solutions = read_solutions(_unit_path(place, draw, unit))
         graded = read_graded(path, solutions)
         assert len(graded) == len(solutions), f"{path}: {len(graded)} verdicts on {len(solutions)} solutions"
         judged += graded
@@ -156,20 +156,21 @@ def _read(run: Run, draw: Draw) -> list[GradedSolution]:
 class _OpenDraw:
     """A draw on its way: a unit is missing, then on disk, then with the graders, then judged."""
 
-    def __init__(self, run: Run, draw: Draw) -> None:
+    def __init__(self, place: Workplace, draw: Draw) -> None:
         self.draw = draw
         self.sizes = _unit_sizes(draw)
         """Solutions of each unit."""
         self.unscorable: list[GradedSolution] = []
         self.num_judged = 0
         self.judged_problems: set[str] = set()
-        self._run = run
-        run.ledger.begin(draw.samples)
-        write_json(run.folder / draw.samples.name / "request.json", request_to_json(draw.request))
-        _remove_void_verdicts(run, draw, len(self.sizes))
+        self._place = place
+        self.graders = place.judges.of(draw.asked.reward)
+        place.ledger.begin(draw.samples)
+        write_json(place.folder / draw.samples.name / "request.json", request_to_json(draw.request))
+        _remove_void_verdicts(place, draw, len(self.sizes))
         units = range(len(self.sizes))
-        self.missing = [unit for unit in units if not _unit_path(run, draw, unit).exists()]
-        self.unread = [unit for unit in units if not _verdict_path(run, draw, unit).exists()]
+        self.missing = [unit for unit in units if not _unit_path(place, draw, unit).exists()]
+        self.unread = [unit for unit in units if not _verdict_path(place, draw, unit).exists()]
         """Units that are not with the graders yet, and not judged."""
         self.num_to_judge = sum(self.sizes[unit] for unit in self.unread)
         self._with_graders: dict[int, dict[int, GradedSolution]] = {}
@@ -184,7 +185,7 @@ class _OpenDraw:
     def arrivals(self) -> Iterator[tuple[int, list[Solution]]]:
         """Give the units that have been committed since the last call and are not judged."""
         for unit in list(self.unread):
-            path = _unit_path(self._run, self.draw, unit)
+            path = _unit_path(self._place, self.draw, unit)
             if path.exists():
                 self.unread.remove(unit)
                 yield unit, read_solutions(path)
@@ -193,7 +194,7 @@ class _OpenDraw:
         """Hand a unit's solutions to the graders."""
         self._with_graders[unit] = {}
         for solution in solutions:
-            self._run.graders.submit(self._problems[solution.problem_id], solution)
+            self.graders.submit(self._problems[solution.problem_id], solution)
 
     def take(self, unit: int, place: int, graded: GradedSolution) -> None:
         """Take one verdict; with the last one of its unit, write the unit's verdicts."""
@@ -204,7 +205,7 @@ class _OpenDraw:
         verdicts = self._with_graders[unit]
         verdicts[place] = graded
         if len(verdicts) == self.sizes[unit]:
-            path = _verdict_path(self._run, self.draw, unit)
+            path = _verdict_path(self._place, self.draw, unit)
             write_graded(path, [verdicts[place] for place in range(self.sizes[unit])])
             del self._with_graders[unit]
 
@@ -214,17 +215,17 @@ class _OpenDraw:
         return not self.unread and not self._with_graders
 
 
-def _remove_void_verdicts(run: Run, draw: Draw, num_units: int) -> None:
+def _remove_void_verdicts(place: Workplace, draw: Draw, num_units: int) -> None:
     """Remove the verdicts of another reward, on solutions that are gone, and of units with an unscorable one.
 
     What the reward could not judge is judged again, with its unit: what was wrong may have been mended since.
     """
-    kept = run.folder / draw.verdicts.name / draw.verdicts.fingerprint
+    kept = place.folder / draw.verdicts.name / draw.verdicts.fingerprint
     for other in kept.parent.glob("*"):
         if other != kept:
             shutil.rmtree(other)
     for unit in range(num_units):
-        solutions, verdicts = _unit_path(run, draw, unit), _verdict_path(run, draw, unit)
+        solutions, verdicts = _unit_path(place, draw, unit), _verdict_path(place, draw, unit)
         if verdicts.exists() and not (solutions.exists() and _all_scored(verdicts, solutions)):
             verdicts.unlink()
 
@@ -237,12 +238,13 @@ def _all_scored(verdicts: Path, solutions: Path) -> bool:
 class _Intake:
     """Rank 0's loop beside a sampling stage: units in, verdicts out, finished draws into the ledger."""
 
-    def __init__(self, run: Run, open_draws: list[_OpenDraw]) -> None:
-        self._run = run
+    def __init__(self, place: Workplace, open_draws: list[_OpenDraw]) -> None:
+        self._place = place
         self._draws = tuple(open_draws)
         self._open = list(open_draws)
         self._owners: dict[int, tuple[_OpenDraw, int, int]] = {}
         """The draw, the unit and the place in it of a solution with the graders, by the object's identity."""
+        self._graders = list({id(one.graders): one.graders for one in open_draws}.values())
         self._scanned = 0.0
         self._last_unit = time.monotonic()
         self._judging_since: float | None = None
@@ -255,9 +257,13 @@ class _Intake:
     def draw(self) -> None:
         """Do what can be done now, while the stage draws; show how far it is."""
         if self._step():
-            waiting = self._run.graders.num_pending
+            waiting = self._num_pending
             note = f"{waiting} with the graders" if waiting else ""
-            self._run.progress.advance_to(_done_by_ranks(self._run.folder), note)
+            self._place.progress.advance_to(_done_by_ranks(self._place.folder), note)
+
+    @property
+    def _num_pending(self) -> int:
+        return sum(graders.num_pending for graders in self._graders)
 
     def judge(self) -> None:
         """Judge what all ranks have drawn, to its end.
@@ -273,11 +279,11 @@ class _Intake:
             return
         title = ", ".join(dict.fromkeys(f"{one.draw.title}: judge" for one in self._open))
         total = sum(one.num_to_judge for one in self._draws)
-        with self._run.progress.stage(title, total, "solutions"):
+        with self._place.progress.stage(title, total, "solutions"):
             while not self.is_done:
                 self._step(wait_seconds=SCAN_SECONDS)
                 done = sum(one.num_judged for one in self._draws)
-                self._run.progress.advance_to(done, self._unscorable_note())
+                self._place.progress.advance_to(done, self._unscorable_note())
                 if time.monotonic() - started > LATE_SECONDS:
                     self._refuse_absent_units()
 
@@ -288,7 +294,7 @@ class _Intake:
             wait_seconds: how long to wait for a verdict, or for a unit, where there is nothing else to do.
             is_due: look for units in any case.
         """
-        self._run.leave_if_asked()
+        self._place.leave_if_asked()
         is_due = is_due or time.monotonic() - self._scanned >= SCAN_SECONDS
         if is_due:
             self._scanned = time.monotonic()
@@ -297,12 +303,13 @@ class _Intake:
                     self._owners |= {id(each): (one, unit, place) for place, each in enumerate(solutions)}
                     one.submit(unit, solutions)
                     self._record_unit(one, unit, solutions)
-        if wait_seconds and self._open and not self._run.graders.num_pending:
+        if wait_seconds and self._open and not self._num_pending:
             time.sleep(wait_seconds)
-        for graded in self._run.graders.collect(timeout_seconds=wait_seconds):
-            one, unit, place = self._owners.pop(id(graded.solution))
-            one.take(unit, place, graded)
-            self._watch_unscorable(one)
+        for graders in self._graders:
+            for graded in graders.collect(timeout_seconds=wait_seconds / len(self._graders)):
+                one, unit, place = self._owners.pop(id(graded.solution))
+                one.take(unit, place, graded)
+                self._watch_unscorable(one)
         for one in [one for one in self._open if one.is_judged]:
             self._finish(one)
         return is_due
@@ -320,14 +327,14 @@ class _Intake:
             "seconds": round(now - self._last_unit, 3),
         }
         self._last_unit = now
-        append_line(self._run.folder / "metrics.jsonl", point)
+        append_line(self._place.folder / "metrics.jsonl", point)
 
     def _watch_unscorable(self, one: _OpenDraw) -> None:
         """Stop as soon as the draw cannot stay below the limit, or the reward fails on most problems.
 
         One problem with a broken reference is neither, wherever it stands.
         """
-        section = self._run.recipe.reward
+        section = one.draw.asked.reward
         is_certain = len(one.unscorable) > section.max_unscorable * one.num_solutions
         failing = {graded.solution.problem_id for graded in one.unscorable}
         num_problems = len(one.judged_problems)
@@ -339,7 +346,7 @@ class _Intake:
         return f"{number} could not be judged" if number else ""
 
     def _refuse_absent_units(self) -> None:
-        absent = [_unit_path(self._run, one.draw, unit) for one in self._open for unit in one.unread]
+        absent = [_unit_path(self._place, one.draw, unit) for one in self._open for unit in one.unread]
         if absent:
             raise StageError(
                 f"{absent[0]}: drawn, and not there {LATE_SECONDS:.0f} s later; was it removed, or do not "
@@ -349,14 +356,14 @@ class _Intake:
     def _finish(self, one: _OpenDraw) -> None:
         """Write a complete draw into the ledger."""
         self._open.remove(one)
-        run, draw = self._run, one.draw
-        graded = _read(run, draw)
+        place, draw = self._place, one.draw
+        graded = _read(place, draw)
         unscorable = [each for each in graded if each.verdict is Verdict.UNSCORABLE]
-        check_unscorable(unscorable, len(graded), run.recipe.reward, draw.name)
-        if run.ledger.result(draw.samples) is None:
-            seconds = _seconds_of(run.folder, draw)
-            run.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
-        run.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=self._judged_seconds())
+        check_unscorable(unscorable, len(graded), draw.asked.reward, draw.name)
+        if place.ledger.result(draw.samples) is None:
+            seconds = _seconds_of(place.folder, draw)
+            place.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
+        place.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=self._judged_seconds())
 
     def _judged_seconds(self) -> float:
         """Return how long judging has taken beyond the drawing, since the last draw was finished."""
@@ -406,29 +413,29 @@ def _count_verdicts(graded: Sequence[GradedSolution]) -> dict[str, int]:
     }
 
 
-def _work_through(run: Run, open_draws: list[_OpenDraw]) -> None:
+def _work_through(place: Workplace, open_draws: list[_OpenDraw]) -> None:
     """Draw what is missing in one sampling process a rank, and judge it all."""
-    intake = _Intake(run, open_draws)
+    intake = _Intake(place, open_draws)
     missing = [one for one in open_draws if one.missing]
     if missing:
         total = sum(one.sizes[unit] for one in missing for unit in one.missing)
         title = ", ".join(dict.fromkeys(one.draw.title for one in missing))
-        progress = run.folder / PROGRESS
+        progress = place.folder / PROGRESS
         shutil.rmtree(progress, ignore_errors=True)
         spec = {
-            "model": run.recipe.model.model_dump(mode="json", exclude={"name_or_path"}),
-            "draws": [_work(run, one) for one in missing],
+            "model": missing[0].draw.asked.model.model_dump(mode="json", exclude={"name_or_path"}),
+            "draws": [_work(place, one) for one in missing],
             "progress": str(progress.resolve()),
         }
         label = missing[0].draw.name.replace("/", "-") + "-sample"
-        with run.progress.stage(title, total, "solutions"):
-            run.supervisor.run("sample", spec, label=label, meanwhile=intake.draw)
+        with place.progress.stage(title, total, "solutions"):
+            place.supervisor.run("sample", spec, label=label, meanwhile=intake.draw)
     intake.judge()
 
 
-def _work(run: Run, one: _OpenDraw) -> dict[str, Any]:
+def _work(place: Workplace, one: _OpenDraw) -> dict[str, Any]:
     return {
         "policy": one.draw.prompted.policy.path,
-        "folder": str((run.folder / one.draw.samples.name).resolve()),
+        "folder": str((place.folder / one.draw.samples.name).resolve()),
         "units": one.missing,
     }

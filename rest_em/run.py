@@ -1,9 +1,13 @@
-"""One run: its recipe, its folder, and the parts that all stages share. What is done is `algorithm`'s."""
+"""One run: its recipe, its folder, and the parts that all stages share. What is done is `algorithm`'s.
+
+A `Workplace` is what drawing and judging need of it, and all that `rest_em evaluate` has.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +26,8 @@ from rest_em.problems import (
     training_variant,
     tuned_variant,
 )
-from rest_em.recipe import PromptSection, PromptVariant, Recipe
+from rest_em.problems.rows import Row
+from rest_em.recipe import ModelSection, ProblemSource, PromptSection, PromptVariant, Recipe, RewardSection
 from rest_em.report.progress import Progress
 from rest_em.rewards.graders import Graders
 from rest_em.stages import Supervisor
@@ -47,7 +52,7 @@ class ProblemSets:
     def __init__(self, recipe: Recipe) -> None:
         """Read nothing yet; files are read when a set is first asked for."""
         self._recipe = recipe
-        self._rows = functools.cache(read_rows)
+        self._read: dict[str, Sequence[Row]] = {}
         self._rendered = functools.cache(self._render)
 
     def rendered(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
@@ -84,6 +89,12 @@ class ProblemSets:
             self.rendered("test", bare),
         )
 
+    def _rows(self, source: ProblemSource) -> Sequence[Row]:
+        key = source.model_dump_json()
+        if key not in self._read:
+            self._read[key] = read_rows(source)
+        return self._read[key]
+
     def _render(self, which: ProblemSet, variant: PromptVariant) -> tuple[Problem, ...]:
         section, prompt = self._recipe.problems, self._recipe.prompt
         source = section.sources().get(which)
@@ -94,6 +105,72 @@ class ProblemSets:
         return train if which == "train" else validation
 
 
+class Judges:
+    """The graders of each reward that is asked for; a context that leaves no process behind."""
+
+    def __init__(self, log: Path | None = None, tell: Callable[[str], None] | None = None) -> None:
+        """Start nothing yet; `log` and `tell` are those of `Graders`."""
+        self._log, self._tell = log, tell
+        self._graders: dict[str, Graders] = {}
+
+    def __enter__(self) -> Judges:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End all graders."""
+        with ExitStack() as stack:
+            for graders in self._graders.values():
+                stack.push(graders)
+
+    def of(self, section: RewardSection) -> Graders:
+        """Return the graders of a reward, always the same ones.
+
+        Raises:
+            RewardError: there is no such reward.
+        """
+        key = section.model_dump_json()
+        if key not in self._graders:
+            self._graders[key] = Graders(section, self._log, self._tell)
+        return self._graders[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where solutions are drawn and judged, and what is done of it."""
+
+    folder: Path
+    ledger: Ledger
+    supervisor: Supervisor
+    judges: Judges
+    progress: Progress
+
+    def leave_if_asked(self) -> None:
+        """End the work if a file `stop` lies in the folder.
+
+        Raises:
+            RunInterruptedError: there is one; it is removed, so that the same command goes on.
+        """
+        stop = self.folder / "stop"
+        if stop.exists():
+            stop.unlink()
+            raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a policy is asked and judged: what of a recipe, or of an eval, every draw depends on."""
+
+    model: ModelSection
+    """How the policy is loaded."""
+    seed: int
+    unit_size: int
+    max_rows: int
+    prompt_inputs: Mapping[str, Any]
+    """What the rendered prompt depends on, besides the problems."""
+    reward: RewardSection
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What every stage of a run needs.
@@ -102,14 +179,8 @@ class Run:
     """
 
     recipe: Recipe
-    folder: Path
-    ledger: Ledger
+    place: Workplace
     problems: ProblemSets
-    supervisor: Supervisor
-    graders: Graders
-    progress: Progress
-    reward_inputs: Mapping[str, Any] = field(init=False)
-    """What verdicts depend on, as a stage's inputs."""
     base_prompts: tuple[PromptVariant, ...] = field(init=False)
     """The candidates for the base model."""
     tuned_prompt: PromptVariant = field(init=False)
@@ -119,11 +190,11 @@ class Run:
     _prompt_inputs: Mapping[PromptVariant, Mapping[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Look at the few-shot examples; the graders have looked at the reward."""
+        """Look at the few-shot examples, and at the reward."""
+        self.place.judges.of(self.recipe.reward)
         prompt = self.recipe.prompt
         base, tuned, training = base_variants(prompt), tuned_variant(prompt), training_variant(prompt)
         fields = {
-            "reward_inputs": self.graders.identity,
             "base_prompts": base,
             "tuned_prompt": tuned,
             "training_prompt": training,
@@ -132,16 +203,27 @@ class Run:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
-    def leave_if_asked(self) -> None:
-        """End the run if a file `stop` lies in its folder.
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.place.folder
 
-        Raises:
-            RunInterruptedError: there is one; it is removed, so that the same command goes on.
-        """
-        stop = self.folder / "stop"
-        if stop.exists():
-            stop.unlink()
-            raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
+    @property
+    def ledger(self) -> Ledger:
+        """What has been done."""
+        return self.place.ledger
+
+    def asked(self, variant: PromptVariant) -> Asked:
+        """Return how a policy with this prompt is asked and judged."""
+        recipe = self.recipe
+        return Asked(
+            model=recipe.model,
+            seed=recipe.seed,
+            unit_size=recipe.sampling.unit_size,
+            max_rows=recipe.sampling.max_rows,
+            prompt_inputs=self.prompt_inputs(variant),
+            reward=recipe.reward,
+        )
 
     def prompt_inputs(self, variant: PromptVariant) -> Mapping[str, Any]:
         """Return what a rendered prompt depends on, besides the problems, as a stage's inputs.

@@ -18,8 +18,8 @@ from rest_em.errors import RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage
 from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
 from rest_em.report.progress import Progress
-from rest_em.rewards.graders import Graders
-from rest_em.run import ProblemSets, PromptedPolicy, Run
+from rest_em.run import Judges, ProblemSets, PromptedPolicy, Run, Workplace
+from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import write_json
 from rest_em.types import DrawRequest, GradedSolution, Policy, SamplingParams, Solution, Verdict
 
@@ -54,7 +54,9 @@ def draw(prompt: str) -> Draw:
     request = DrawRequest(f"{name}/samples", (), SamplingParams(1, 4, 0.0), 0, 0, 4, 1)
     prompted = PromptedPolicy(Policy("base", 0), PromptVariant(name=prompt))
     samples = Stage(f"{name}/samples", {})
-    return Draw(name, "validation 0", prompted, request, samples, Stage(f"{name}/verdicts", {}, (samples,)))
+    asked: Any = None  # how it was judged does not matter here
+    verdicts = Stage(f"{name}/verdicts", {}, (samples,))
+    return Draw(name, "validation 0", prompted, asked, request, samples, verdicts)
 
 
 def test_a_score_leaves_out_what_could_not_be_judged() -> None:
@@ -117,9 +119,15 @@ class _Training:
 def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choice(tmp_path: Path) -> None:
     training = _Training()
     recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
-    graders, progress = Graders(recipe.reward), Progress(Console(file=io.StringIO()))
-    parts: Any = (ProblemSets(recipe), training, graders, progress)
-    run = Run(recipe, tmp_path / "run", Ledger(tmp_path / "run"), *parts)
+    supervisor: Any = training
+    place = Workplace(
+        tmp_path / "run",
+        Ledger(tmp_path / "run"),
+        supervisor,
+        Judges(),
+        Progress(Console(file=io.StringIO())),
+    )
+    run = Run(recipe, place, ProblemSets(recipe))
     dataset = (tmp_path / "run/iteration-01/dataset.parquet", Stage("iteration-01/dataset", {}))
 
     stage, checkpoints = _train(run, dataset, iteration=1, needs_checkpoints=True)
@@ -161,12 +169,14 @@ def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:
 def test_a_survey_ends_where_the_chosen_prompt_is_no_candidate_any_more(tmp_path: Path) -> None:
     recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
     folder = tmp_path / "run"
-    parts: Any = (ProblemSets(recipe), None, Graders(recipe.reward), Progress(Console(file=io.StringIO())))
     for stage in ("validation/shown/samples", "validation/shown/verdicts", "validation/bare/samples",
                   "validation/bare/verdicts"):  # fmt: skip
         Ledger(folder).append(Stage(f"iteration-00/{stage}", {}), {}, seconds=0.0)
     prompt = Stage("iteration-00/prompt", {"candidates": ["gone", "bare"]})
     Ledger(folder).append(prompt, {"chosen": "gone", "validation": {}}, seconds=0.0)
     ledger = Ledger(folder, is_survey=True)
-    survey(Run(recipe, folder, ledger, *parts))
+    place = Workplace(
+        folder, ledger, Supervisor(Ranks(), folder), Judges(), Progress(Console(file=io.StringIO()))
+    )
+    survey(Run(recipe, place, ProblemSets(recipe)))
     assert "iteration-00/prompt" in ledger.conflicts

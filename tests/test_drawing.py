@@ -25,8 +25,7 @@ from rest_em.errors import RewardError, StageError
 from rest_em.ledger import Ledger
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
-from rest_em.rewards.graders import Graders
-from rest_em.run import ProblemSets, PromptedPolicy, Run
+from rest_em.run import Judges, ProblemSets, PromptedPolicy, Run, Workplace
 from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import append_line, write_graded, write_solutions
 from rest_em.types import GradedSolution, Policy, Problem, SamplingParams, Solution, Verdict
@@ -44,8 +43,8 @@ def start() -> Run:
     """Return the run of the recipe in the working directory, on one rank."""
     recipe, folder = load_recipe(Path("tiny.yaml"), []), Path("run")
     progress = Progress(Console(file=io.StringIO()))
-    supervisor, graders = Supervisor(Ranks(), folder), Graders(recipe.reward)
-    return Run(recipe, folder, Ledger(folder), ProblemSets(recipe), supervisor, graders, progress)
+    place = Workplace(folder, Ledger(folder), Supervisor(Ranks(), folder), Judges(), progress)
+    return Run(recipe, place, ProblemSets(recipe))
 
 
 def validation_draw(run: Run) -> Draw:
@@ -53,7 +52,10 @@ def validation_draw(run: Run) -> Draw:
     prompted = PromptedPolicy(Policy("base", 0), run.base_prompts[0])
     problems = run.problems.rendered("validation", prompted.prompt)
     params = SamplingParams(num_samples=4, max_new_tokens=4, temperature=1.0)
-    return plan_draw(run, "iteration-00/x", prompted, problems, params, title="x", iteration=0)
+    asked = run.asked(prompted.prompt)
+    return plan_draw(
+        run.place, "iteration-00/x", prompted, problems, params, asked=asked, title="x", iteration=0
+    )
 
 
 def test_a_run_goes_on_with_the_files_that_it_started_with(run: Run) -> None:
@@ -94,13 +96,13 @@ def test_an_unfinished_draw_keeps_only_the_verdicts_of_its_reward_that_say_somet
         one = Solution("p", unit, 0, "4", token_ids=(5,), finish_reason="eos")
         verdict = Verdict.UNSCORABLE if unit == 1 else Verdict.INCORRECT
         if unit < 2:
-            write_solutions(_unit_path(run, draw, unit), [one])
-        write_graded(_verdict_path(run, draw, unit), [GradedSolution(one, verdict, 0.0, "4", "")])
-    of_another_reward = _verdict_path(run, draw, 0).parents[1] / "0123456789abcdef" / "00000.parquet"
+            write_solutions(_unit_path(run.place, draw, unit), [one])
+        write_graded(_verdict_path(run.place, draw, unit), [GradedSolution(one, verdict, 0.0, "4", "")])
+    of_another_reward = _verdict_path(run.place, draw, 0).parents[1] / "0123456789abcdef" / "00000.parquet"
     write_graded(of_another_reward, [])
-    opened = _OpenDraw(run, draw)
+    opened = _OpenDraw(run.place, draw)
     assert (opened.missing, opened.unread) == ([2], [1, 2])
-    assert [_verdict_path(run, draw, unit).exists() for unit in range(3)] == [True, False, False]
+    assert [_verdict_path(run.place, draw, unit).exists() for unit in range(3)] == [True, False, False]
     assert not of_another_reward.parent.exists()
 
 
@@ -109,9 +111,12 @@ def watched(run: Run, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
     prompted = PromptedPolicy(Policy("base", 0), run.base_prompts[0])
     problems = [Problem(f"p{k}", "?", "7") for k in range(400)]
     params = SamplingParams(num_samples=8, max_new_tokens=4, temperature=1.0)
-    plan = plan_draw(run, "iteration-01", prompted, problems, params, title="x", iteration=1)
-    opened = _OpenDraw(run, plan)
-    intake = _Intake(run, [opened])
+    asked = run.asked(prompted.prompt)
+    plan = plan_draw(
+        run.place, "iteration-01", prompted, problems, params, asked=asked, title="x", iteration=1
+    )
+    opened = _OpenDraw(run.place, plan)
+    intake = _Intake(run.place, [opened])
     opened.sizes, opened._with_graders[0] = [3200], {}
     for key, each in verdicts.items():
         for place, verdict in enumerate(each):
@@ -138,7 +143,7 @@ def test_a_unit_that_is_gone_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) 
     for name in ("LATE_SECONDS", "QUIET_SECONDS", "SCAN_SECONDS"):
         monkeypatch.setattr(drawing, name, 0.01)
     with pytest.raises(StageError, match=r"00000\.parquet: drawn, and not there .* command draws it again"):
-        _Intake(run, [_OpenDraw(run, validation_draw(run))]).judge()
+        _Intake(run.place, [_OpenDraw(run.place, validation_draw(run))]).judge()
 
 
 def test_a_draw_of_which_a_verdict_is_missing_is_not_read(run: Run) -> None:
@@ -146,9 +151,9 @@ def test_a_draw_of_which_a_verdict_is_missing_is_not_read(run: Run) -> None:
     solutions = [Solution("p", index, 0, "4", token_ids=(5,), finish_reason="eos") for index in range(2)]
     verdicts = [GradedSolution(one, Verdict.CORRECT, 1.0, "4", "") for one in solutions]
     for unit in range(3):
-        write_solutions(_unit_path(run, draw, unit), solutions)
-        write_graded(_verdict_path(run, draw, unit), verdicts)
-    assert _read(run, draw) == verdicts * 3
-    write_graded(_verdict_path(run, draw, 1), verdicts[:1])
+        write_solutions(_unit_path(run.place, draw, unit), solutions)
+        write_graded(_verdict_path(run.place, draw, unit), verdicts)
+    assert _read(run.place, draw) == verdicts * 3
+    write_graded(_verdict_path(run.place, draw, 1), verdicts[:1])
     with pytest.raises(AssertionError, match="1 verdicts on 2 solutions"):
-        _read(run, draw)
+        _read(run.place, draw)

@@ -181,7 +181,11 @@ def test_a_parquet_file_without_a_row_is_refused() -> None:
             '{"question": "\\ud83d", "answer": "2"}\n',
             "a.jsonl:1: column 'question' holds half a surrogate pair, which is no text",
         ),
-        ("a.json", '{"a": 1}', "a.json:1: this is not JSON: a list of objects is wanted"),
+        (
+            "a.json",
+            '{"a": 1',
+            "a.json:1: this file is not JSON: Expecting ',' delimiter: line 1 column 8 (char 7)",
+        ),
         ("a.json", "", "a.json:1: this is not JSON: a list of objects is wanted"),
         ("a.json", '[\n{"a": 1},\n{"a": }]', "a.json:3: this is not JSON: Expecting value"),
         ("a.json", '[\n{"a": 1}\n{"a": 2}]', "a.json:3: this is not JSON: ',' or ']' is wanted"),
@@ -218,7 +222,7 @@ def test_a_column_that_json_does_not_know_is_told() -> None:
 def test_a_file_of_another_kind_is_refused() -> None:
     prompt = PromptSection(template="{{ question }}", examples="shots.txt")
     assert told(lambda: load(jsonl("a.jsonl", ROWS), prompt)) == (
-        "shots.txt: .jsonl, .json, .csv, .parquet files can be read, not '.txt'"
+        "shots.txt: .jsonl, .jsonl.gz, .json, .csv, .parquet files can be read, not '.txt'"
     )
 
 

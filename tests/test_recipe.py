@@ -318,7 +318,8 @@ def test_a_missing_section_is_told_at_the_top_and_a_missing_key_at_its_section(l
         "x.yaml:1: reward is missing; a section (name, function, signature, batch_size, columns, options, "
         "threshold, rewards, combine, answer, timeout_seconds, num_workers, max_unscorable, "
         "allow_code_execution, allow_weaker_isolation) is wanted",
-        "x.yaml:2: problems.test is missing; a section (path, name, split, revision, max_problems) is wanted",
+        "x.yaml:2: problems.test is missing; a section (path, name, split, revision, "
+        "data_files, field, where, max_problems) is wanted",
     ]
 
 
@@ -420,8 +421,8 @@ def test_a_template_that_does_not_parse_is_told_with_its_line(load: Load) -> Non
 def test_a_hub_data_set_needs_a_split(load: Load) -> None:
     (line,) = lines_of(lambda: load(text=MINIMAL.replace("train.jsonl", "openai/gsm8k")))
     assert line == (
-        "x.yaml:3: problems.train.split is missing and the path 'openai/gsm8k' is no .jsonl, .json, .csv, "
-        ".parquet file; name the hub data set's split"
+        "x.yaml:3: problems.train.split is missing and the path 'openai/gsm8k' is no .jsonl, "
+        ".jsonl.gz, .json, .csv, .parquet file; name the hub data set's split"
     )
 
 

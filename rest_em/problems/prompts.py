@@ -5,6 +5,7 @@ Left out: the tokenizer's chat template, which the sampler and the trainer apply
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,36 @@ from rest_em.types import Messages
 class Prompt:
     """Renders one variant of the prompt for any row."""
 
-    def __init__(self, section: PromptSection, variant: PromptVariant) -> None:
+    def __init__(
+        self,
+        section: PromptSection,
+        variant: PromptVariant,
+        examples: Sequence[Row] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Read the examples.
+
+        Args:
+            section: what the variant belongs to.
+            variant: resolved.
+            examples: what is shown; None: what the variant names.
+            folder: where the template's `text_of(path)` reads texts; None: it cannot.
+
+        Raises:
+            ProblemError: the examples cannot be read, or do not render.
+        """
         assert variant.template is not None, "the variant is resolved"
         self._environment = jinja2.sandbox.SandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
         )
-        self._source = variant.template
-        self._template = self._environment.from_string(variant.template)
+        self._environment.globals["text_of"] = functools.cache(functools.partial(_text_of, folder))
+        self._compiled = functools.cache(self._environment.from_string)
+        self._template = variant.template
         self._chat = bool(variant.chat_template)
         self._system = variant.system
         self._separator = section.example_separator
-        examples = _examples(variant)
-        self._examples = [(self._text(row), _worked_solution(row, section.solution)) for row in examples]
+        rows = _examples(variant) if examples is None else examples
+        self._examples = [(self._text(row), self._worked_solution(row, section.solution)) for row in rows]
 
     def __call__(self, row: Row) -> str | Messages:
         """Return the prompt of a row."""
@@ -48,11 +67,24 @@ class Prompt:
         return (*messages, _message("user", text))
 
     def _text(self, row: Row) -> str:
+        return self._rendered(self._template, row)
+
+    def _worked_solution(self, row: Row, solution: str) -> str:
+        if "{" in solution:
+            return self._rendered(solution, row)
+        text = column_of(row, solution, "prompt.solution")
+        if not isinstance(text, str) or not text:
+            raise ProblemError(
+                f"{row.place}: the solution in column {solution!r} is {text!r}; a text is wanted"
+            )
+        return text
+
+    def _rendered(self, template: str, row: Row) -> str:
         try:
-            text = self._template.render(row.columns)
+            text = self._compiled(template).render(row.columns)
         except jinja2.UndefinedError as error:
-            wanted = jinja2.meta.find_undeclared_variables(self._environment.parse(self._source))
-            missing = sorted(wanted - row.columns.keys())
+            wanted = jinja2.meta.find_undeclared_variables(self._environment.parse(template))
+            missing = sorted(wanted - row.columns.keys() - self._environment.globals.keys())
             if missing:
                 name = missing[0]
                 told = f"the template uses {name!r}, and there is no such column"
@@ -63,6 +95,25 @@ class Prompt:
         if not text.strip():
             raise ProblemError(f"{row.place}: the prompt renders to nothing")
         return text
+
+
+def _text_of(folder: Path | None, name: str) -> str:
+    """Return a text that comes with the data; for templates.
+
+    Raises:
+        ProblemError: there is no folder, or no such file in it.
+    """
+    if folder is None:
+        raise ProblemError(
+            f"the prompt reads {name!r}, which comes with the data: give --data FOLDER, in which it lies"
+        )
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ProblemError(f"the prompt reads {name!r}, which lies outside of {shown_path(folder)}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProblemError(f"{shown_path(path)}: the prompt reads this text: {error}") from error
 
 
 def _refuse_null(value: Any) -> Any:
@@ -84,15 +135,6 @@ def _examples(variant: PromptVariant) -> Sequence[Row]:
         found = f"there are {len(rows)} examples, and prompt.num_examples is {variant.num_examples}"
         raise ProblemError(f"{shown_path(Path(variant.examples))}: {found}")
     return rows[: variant.num_examples]
-
-
-def _worked_solution(row: Row, column: str) -> str:
-    solution = column_of(row, column, "prompt.solution")
-    if not isinstance(solution, str) or not solution:
-        raise ProblemError(
-            f"{row.place}: the solution in column {column!r} is {solution!r}; a text is wanted"
-        )
-    return solution
 
 
 def example_prompts(prompt: PromptSection, variant: PromptVariant) -> list[tuple[str | Messages, str]]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
+import gzip
 import hashlib
 import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rest_em.errors import ProblemError
-from rest_em.recipe import ProblemSource, nearest
+from rest_em.recipe import ProblemSource, Range, nearest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -38,30 +40,72 @@ class Row:
 
 
 def read_rows(source: ProblemSource) -> Sequence[Row]:
-    """Return the rows of a file or hub data set, at least one and at most `max_problems`.
+    """Return the rows of files or of a hub data set that are asked for, at least one.
 
     Raises:
-        ProblemError: it, or a line of it, cannot be read, or it is empty.
+        ProblemError: it, or a line of it, cannot be read, it is empty, or no row is as `where` says.
     """
-    rows = read_file(Path(source.path)) if source.is_file else _read_data_set(source)
-    return rows[: source.max_problems]
+    rows = _read_files(source) if source.is_file else _read_data_set(source)
+    chosen = [row for row in rows if all(_is_wanted(row, name, one) for name, one in source.where.items())]
+    if not chosen:
+        raise ProblemError(f"{source.path}: none of {len(rows)} rows is as `where` says: {source.where}")
+    return chosen[: source.max_problems]
 
 
-def read_file(path: Path) -> Sequence[Row]:
+def _read_files(source: ProblemSource) -> Sequence[Row]:
+    """Return the rows of a file; of several in the order of their paths, with their file's name: `snarks`."""
+    path = Path(source.path)
+    if not is_pattern(source.path):
+        return read_file(path, source.field)
+    above = next(one for one in path.parents if not is_pattern(str(one)))
+    files = sorted(above.glob(str(path.relative_to(above))))
+    if not files:
+        raise ProblemError(f"{shown_path(path)}: there is no such file; a pattern must match one at least")
+    rows: list[Row] = []
+    for file in files:
+        for row in read_file(file, source.field):
+            if "file" in row.columns:
+                raise ProblemError(f"{row.place}: there is a column 'file', which is to hold the file's name")
+            name = file.relative_to(above).as_posix().removesuffix("".join(file.suffixes))
+            rows.append(Row(row.place, {**row.columns, "file": name}))
+    return rows
+
+
+def is_pattern(path: str) -> bool:
+    """Say whether a path stands for several files."""
+    return any(one in path for one in "*?[")
+
+
+def _is_wanted(row: Row, column: str, wanted: Any) -> bool:
+    value = column_of(row, column, "where")
+    if isinstance(wanted, Range):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and wanted.min <= value <= wanted.max
+    choices = wanted if isinstance(wanted, tuple) else (wanted,)
+    return any(type(value) is type(one) and value == one for one in choices)
+
+
+def read_file(path: Path, field: str | None = None) -> Sequence[Row]:
     """Return all rows of a file, at least one.
+
+    Args:
+        field: the key of a JSON file that holds the list of rows; None: the file is that list.
 
     Raises:
         ProblemError: it is of a kind that is not read, or not there, or broken, or empty.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    suffix = ".jsonl.gz" if path.name.lower().endswith(".jsonl.gz") else path.suffix.lower()
+    reader = _READERS.get(suffix)
+    if reader is None or (field is not None and suffix != ".json"):
         raise ProblemError(
             f"{shown_path(path)}: {', '.join(_READERS)} files can be read, not {path.suffix!r}"
+            if reader is None
+            else f"{shown_path(path)}: `field` is for .json files; leave it out"
         )
     try:
         rows = [
             Row(place, {name: json_value(value, name, place) for name, value in columns.items()})
-            for place, columns in reader(path)
+            for place, columns in (reader(path) if field is None else _json_rows(path, field))
         ]
     except OSError as error:
         told = " ".join(str(error.strerror or error).split())
@@ -106,6 +150,11 @@ def shown_path(path: Path) -> Path:
 
 def _read_text(path: Path) -> str:
     content = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ProblemError(f"{shown_path(path)}: the compressed file is broken: {error}") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -123,8 +172,8 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield place, object_of_line(line, place)
 
 
-def object_of_line(line: str, place: str) -> dict[str, Any]:
-    """Return what a line of JSON holds.
+def object_of_line(line: str, place: str, what: str = "line") -> dict[str, Any]:
+    """Return what a line of JSON, or another piece of it, holds.
 
     Raises:
         ProblemError: it is not JSON, or no object.
@@ -132,14 +181,26 @@ def object_of_line(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise ProblemError(f"{place}: this line is not JSON: {error}") from error
+        raise ProblemError(f"{place}: this {what} is not JSON: {error}") from error
     except RecursionError as error:
-        raise ProblemError(f"{place}: this line is nested too deeply") from error
+        raise ProblemError(f"{place}: this {what} is nested too deeply") from error
     return _object(value, place)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path, field: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a list, of the list that an object has at `field`, or the one object there is."""
     name, text = shown_path(path), _read_text(path)
+    if text.lstrip().startswith("{"):
+        whole = object_of_line(text, f"{name}:1", "file")
+        if field is None:
+            yield f"{name}:1", whole
+            return
+        if not isinstance(whole.get(field), list):
+            keys = ", ".join(whole)
+            raise ProblemError(f"{name}:1: there is no list {field!r} (`field`); the keys are {keys}")
+        for number, value in enumerate(whole[field], start=1):
+            yield f"{name}, {field} {number}", _object(value, f"{name}, {field} {number}")
+        return
     line, counted = 1, 0
     for start, value in _json_items(name, text):
         line, counted = line + text.count("\n", counted, start), start
@@ -238,9 +299,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_data_set(source: ProblemSource) -> Sequence[Row]:
     import datasets
 
-    place = f"{source.path} ({', '.join(part for part in (source.name, source.split) if part)})"
+    parts = (source.name, source.split, source.data_files)
+    place = f"{source.path} ({', '.join(part for part in parts if part)})"
     try:
-        rows = datasets.load_dataset(source.path, source.name, split=source.split, revision=source.revision)
+        if source.data_files is not None:
+            at = source.path if source.revision is None else f"{source.path}@{source.revision}"
+            files = f"hf://datasets/{at}/{source.data_files}"
+            rows = datasets.load_dataset("json", data_files=files, split="train")
+        else:
+            rows = datasets.load_dataset(
+                source.path, source.name, split=source.split, revision=source.revision
+            )
     except (datasets.exceptions.DatasetsError, ValueError, OSError, RuntimeError) as error:
         cause = "" if error.__cause__ is None else f" ({error.__cause__})"
         told = " ".join(f"{error}{cause}".split())
@@ -279,6 +348,7 @@ def json_value(value: Any, column: str, place: str) -> Any:
 
 _READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
     ".jsonl": _jsonl_rows,
+    ".jsonl.gz": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,

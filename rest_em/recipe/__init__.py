@@ -1,9 +1,11 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
+from rest_em.recipe.evals import Eval
 from rest_em.recipe.libraries import check_files, check_library_keys
 from rest_em.recipe.loading import (
     difference,
     dump_recipe,
+    load_eval,
     load_recipe,
     load_reward_section,
     nearest,
@@ -17,6 +19,7 @@ from rest_em.recipe.sections import (
     ProblemsSection,
     PromptSection,
     PromptVariant,
+    Range,
     Recipe,
     RewardPart,
     RewardSection,
@@ -29,12 +32,14 @@ from rest_em.recipe.sections import (
 __all__ = [
     "OWNED_LORA_KEYS",
     "OWNED_TRAINING_KEYS",
+    "Eval",
     "EvaluationSection",
     "ModelSection",
     "ProblemSource",
     "ProblemsSection",
     "PromptSection",
     "PromptVariant",
+    "Range",
     "Recipe",
     "RewardPart",
     "RewardSection",
@@ -46,6 +51,7 @@ __all__ = [
     "check_library_keys",
     "difference",
     "dump_recipe",
+    "load_eval",
     "load_recipe",
     "load_reward_section",
     "nearest",

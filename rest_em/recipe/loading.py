@@ -9,8 +9,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,9 +27,19 @@ from rest_em.recipe.document import (
     read_document,
     shown,
 )
+from rest_em.recipe.evals import Eval
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe, RewardSection
 from rest_em.recipe.wanted import alternatives, wanted
+
+_DATA_KEY = re.compile(r"problems\.((train|validation|test|examples)\.)?path|evaluation\.evals\[\d+\]\.data")
+"""Keys of files, folders or hub data sets."""
+_FILE_KEY = re.compile(r"prompt\.(base\[\d+\]\.|tuned\.|training\.)?examples")
+"""Keys of files."""
+HUB_KEYS = ("name", "split", "revision", "data_files")
+"""What of a source of problems is for data sets of the hub."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -44,23 +54,88 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one line for each mistake: where, what was found and what is wanted.
     """
+    document = _read(path, overrides)
+    document.mistakes += _owned_keys(document)
+    recipe = _validate(document, Recipe)
+    places = {key: place.text for key, place in document.places.items()}
+    recipe.remember_places(Places({(): document.name, **places}))
+    return recipe
+
+
+def load_eval(path: Path, overrides: Sequence[str] = (), data: str | None = None) -> Eval:
+    """Read an eval: a benchmark's problems, prompt, reward, sampling and metrics.
+
+    Paths resolve as those of a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: as those of `load_recipe`.
+        data: in the place of the eval's hub id: a file with its problems, a folder in which they lie as
+            `problems.local` says, or a hub id.
+
+    Raises:
+        RecipeError: one line for each mistake.
+    """
+    document = _read(path, overrides, data)
+    return _validate(document, Eval)
+
+
+def _read(path: Path, overrides: Sequence[str], data: str | None = None) -> Document:
     document = read_document(path)
     _spell_out_reward(document)
     apply_options(document, overrides)
     _spell_out_reward(document)
     _resolve_paths(document, path.parent)
-    recipe: Recipe | None = None
-    document.mistakes += _owned_keys(document)
+    if isinstance(document.values.get("problems"), dict):
+        _find_data(document, data)
+    return document
+
+
+def _validate(document: Document, kind: type[Model]) -> Model:
+    """Return what a document says, or refuse it with all its mistakes."""
+    found: Model | None = None
     try:
-        recipe = Recipe.model_validate_json(json.dumps(document.values))
+        found = kind.model_validate_json(json.dumps(document.values))
     except ValidationError as error:
         told = {mistake.key for mistake in document.mistakes}
-        document.mistakes += [one for one in _mistakes(document, error) if one.key not in told]
+        document.mistakes += [one for one in _mistakes(document, error, kind) if one.key not in told]
     refuse(document.mistakes)
-    assert recipe is not None, "pydantic either returns a recipe or says why not"
-    places = {key: place.text for key, place in document.places.items()}
-    recipe.remember_places(Places({(): document.name, **places}))
-    return recipe
+    assert found is not None, "pydantic either returns a value or says why not"
+    return found
+
+
+def _find_data(document: Document, data: str | None) -> None:
+    """Put what `--data` names in the place of an eval's hub data set."""
+    problems = document.values["problems"]
+    if data is None:
+        return
+    place = Place(f"--data {data}", 1)
+    path = Path(data).expanduser()
+    if is_there(path):
+        folder = path.resolve() if path.is_dir() else path.resolve().parent
+        problems["folder"] = str(folder)
+        problems["path"] = str(_below(folder, problems, place) if path.is_dir() else path.resolve())
+        examples = problems.get("examples")
+        if isinstance(examples, dict):
+            examples["path"] = str(_below(folder, examples, place))
+        for section in (problems, examples if isinstance(examples, dict) else {}):
+            for key in HUB_KEYS:
+                section.pop(key, None)
+    else:
+        problems["path"] = data
+        problems.pop("field", None)
+    document.places["problems", "path"] = place
+
+
+def _below(folder: Path, section: Mapping[str, Any], place: Place) -> Path:
+    """Return what of a section's `local` lies in the folder."""
+    local = section.get("local")
+    names = [one for one in local if isinstance(one, str)] if isinstance(local, list) else []
+    for name in names:
+        if next(folder.glob(name), None) is not None:
+            return folder / name
+    lacks = f"there is no {' or '.join(names)} in it" if names else "the eval has no problems.local"
+    raise RecipeError(f"{place}: this is a folder, and {lacks}; name the file with the problems")
 
 
 def _spell_out_reward(document: Document) -> None:
@@ -108,15 +183,7 @@ def load_reward_section(
             raise RecipeError(f"--set {option}: {values[name][0]} gives {key} already; leave one out")
     apply_options(document, overrides)
     _resolve_paths(document, Path())
-    section: RewardSection | None = None
-    try:
-        section = _RewardOnly.model_validate_json(json.dumps(document.values)).reward
-    except ValidationError as error:
-        told = {mistake.key for mistake in document.mistakes}
-        document.mistakes += [one for one in _mistakes(document, error) if one.key not in told]
-    refuse(document.mistakes)
-    assert section is not None, "pydantic either returns a section or says why not"
-    return section
+    return _validate(document, _RewardOnly).reward
 
 
 def _owned_keys(document: Document) -> list[Mistake]:
@@ -147,7 +214,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), None)
 
 
-def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
+def _mistakes(document: Document, error: ValidationError, root: type[BaseModel]) -> list[Mistake]:
     mistakes = []
     for one in error.errors(include_url=False):
         path: KeyPath = one["loc"]
@@ -158,9 +225,9 @@ def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
         elif one["type"] == "default_factory_not_called":
             continue  # the default follows from a key that is wrong, and that is told
         elif one["type"] == "extra_forbidden":
-            mistakes.append(Mistake(document.place(path), path, _unknown_key(path)))
+            mistakes.append(Mistake(document.place(path), path, _unknown_key(path, root)))
         else:
-            path, want = _field(path)
+            path, want = _field(path, root)
             if one["type"] == "missing":
                 text = f"{dotted(path)} is missing; {want} is wanted"
             else:
@@ -169,9 +236,9 @@ def _mistakes(document: Document, error: ValidationError) -> list[Mistake]:
     return mistakes
 
 
-def _section(path: KeyPath) -> type[BaseModel]:
+def _section(path: KeyPath, root: type[BaseModel]) -> type[BaseModel]:
     """Return the model that holds the key at the end of a path."""
-    model: type[BaseModel] = Recipe
+    model = root
     for key in path[:-1]:
         if isinstance(key, str):
             model = _model_in(model.model_fields[key].annotation) or model
@@ -188,11 +255,11 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _unknown_key(path: KeyPath) -> str:
-    fields, name = _section(path).model_fields, str(path[-1])
+def _unknown_key(path: KeyPath, root: type[BaseModel]) -> str:
+    fields, name = _section(path, root).model_fields, str(path[-1])
     elsewhere = [
         f"{section}.{name}"
-        for section, field in Recipe.model_fields.items()
+        for section, field in root.model_fields.items()
         if (model := _model_in(field.annotation)) is not None and name in model.model_fields
     ]
     near = nearest(name, fields) or next(iter(elsewhere), None)
@@ -201,9 +268,9 @@ def _unknown_key(path: KeyPath) -> str:
     return f"unknown key {dotted(path)}; did you mean {near}?"
 
 
-def _field(path: KeyPath) -> tuple[KeyPath, str]:
+def _field(path: KeyPath, root: type[BaseModel]) -> tuple[KeyPath, str]:
     """Return what is wanted at a path, and the path without pydantic's tags for the members of a union."""
-    model: type[BaseModel] = Recipe
+    model = root
     for depth, key in enumerate(path, start=1):
         if isinstance(key, int):
             continue
@@ -241,10 +308,10 @@ def _resolved(key: str, value: str, folder: Path) -> str:
     if re.fullmatch(r"reward\.(rewards\[\d+\]\.)?function", key):
         file, colon, function = value.rpartition(":")
         is_path = file.endswith(".py")
-    elif re.fullmatch(r"prompt\.(base\[\d+\]\.|tuned\.|training\.)?examples", key):
+    elif _FILE_KEY.fullmatch(key):
         is_path = value != ""
-    elif key == "model.name_or_path" or re.fullmatch(r"problems\.(train|validation|test)\.path", key):
-        is_data = key.startswith("problems") and PurePath(value).suffix.lower() in LOCAL_SUFFIXES
+    elif key == "model.name_or_path" or _DATA_KEY.fullmatch(key):
+        is_data = key.startswith("problems") and value.lower().endswith(LOCAL_SUFFIXES)
         is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and is_there(folder / value))
     else:
         return value

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -22,27 +21,27 @@ AtLeastOne = Annotated[int, Field(gt=0)]
 Contradiction = tuple[tuple[str | int, ...], str]
 """The path of a key below the section that finds it, and what is wrong with its value."""
 
-LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+LOCAL_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 """A path of problems that ends in one of these is a file; any other is a data set of the hub or a folder."""
 
 _PROMPT_NAME = re.compile(r"(?!epoch-[0-9]+$)[A-Za-z0-9_(-][A-Za-z0-9 ._()-]{0,99}", re.IGNORECASE)
 """Names a folder beside those of the checkpoints, `epoch-1` and on."""
 
 
-def _refuse(contradictions: list[Contradiction]) -> None:
+def refuse_contradictions(contradictions: list[Contradiction]) -> None:
     """Tell pydantic of keys that cannot be used together; `loading` gives each its line."""
     if contradictions:
         message = "; ".join(f"{'.'.join(map(str, path))} {text}" for path, text in contradictions)
         raise PydanticCustomError("contradiction", "{message}", {"message": message, "all": contradictions})
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """The base model; every M-step starts from it."""
 
     name_or_path: NonEmpty
@@ -57,24 +56,45 @@ class ModelSection(_Section):
     """Run modelling code that comes with the checkpoint."""
 
 
-class ProblemSource(_Section):
+class Range(Section):
+    """Numbers from `min` to `max`, both among them."""
+
+    min: float
+    """The least."""
+    max: float
+    """The greatest."""
+
+
+Wanted = str | bool | int | float
+"""What a column may hold that rows are chosen by."""
+
+
+class ProblemSource(Section):
     """Where one set of problems comes from: a local file or a hub data set."""
 
     path: NonEmpty
-    """A JSONL, JSON, CSV or Parquet file, or a hub data set's id."""
+    """A JSONL (also .jsonl.gz), JSON, CSV or Parquet file, a pattern of several such as `tasks/*.json`, whose
+    rows get the column `file`, or a hub data set's id."""
     name: str | None = None
     """The hub data set's configuration."""
     split: str | None = None
     """The hub data set's split; required for a hub id, refused for a file."""
     revision: str | None = None
     """A branch, tag or commit of the hub."""
+    data_files: NonEmpty | None = None
+    """In the place of a split: a JSON lines file of the hub data set, such as `test.jsonl`, where it has a
+    loading script, which `datasets` runs no more."""
+    field: NonEmpty | None = None
+    """The key of a JSON file that holds the list of its rows."""
+    where: dict[str, Wanted | tuple[Wanted, ...] | Range] = {}
+    """Only rows whose columns hold these values, or one of a list, or a number of a range (`min`, `max`)."""
     max_problems: AtLeastOne | None = None
     """Only the first so many problems."""
 
     @property
     def is_file(self) -> bool:
-        """Whether the path is that of a local file, by its suffix."""
-        return PurePath(self.path).suffix.lower() in LOCAL_SUFFIXES
+        """Whether the path is that of local files, by its suffix."""
+        return self.path.lower().endswith(LOCAL_SUFFIXES)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -82,18 +102,26 @@ class ProblemSource(_Section):
         if self.is_file:
             wrong += [
                 ((key,), f"is for data sets of the hub, and the path {self.path} is a file; leave it out")
-                for key in ("name", "split", "revision")
+                for key in ("name", "split", "revision", "data_files")
+                if getattr(self, key) is not None
+            ]
+        elif self.field is not None:
+            wrong.append((("field",), f"is for JSON files, and the path {self.path} is none; leave it out"))
+        elif self.data_files is not None:
+            wrong += [
+                ((key,), "is given, and data_files is too; leave one out")
+                for key in ("name", "split")
                 if getattr(self, key) is not None
             ]
         elif self.split is None:
             files = ", ".join(LOCAL_SUFFIXES)
             text = f"is missing and the path {self.path!r} is no {files} file; name the hub data set's split"
             wrong.append((("split",), text))
-        _refuse(wrong)
+        refuse_contradictions(wrong)
         return self
 
 
-class ProblemsSection(_Section):
+class ProblemsSection(Section):
     """Problems to train on, to decide on (validation) and to measure on (test)."""
 
     train: ProblemSource
@@ -113,7 +141,7 @@ class ProblemsSection(_Section):
     def _agrees(self) -> Self:
         if self.validation is not None and self.validation_fraction != 0.1:
             text = f"is {self.validation_fraction} and problems.validation is named, so nothing is split off"
-            _refuse([(("validation_fraction",), f"{text}; leave one out")])
+            refuse_contradictions([(("validation_fraction",), f"{text}; leave one out")])
         return self
 
     def sources(self) -> Mapping[str, ProblemSource]:
@@ -122,7 +150,7 @@ class ProblemsSection(_Section):
         return {key: source for key, source in named.items() if source is not None}
 
 
-class PromptVariant(_Section):
+class PromptVariant(Section):
     """What may differ between the base's, the tuned policy's and the training prompt; None inherits."""
 
     name: NonEmpty | None = None
@@ -142,11 +170,11 @@ class PromptVariant(_Section):
     def _parses(self) -> Self:
         if self.name is not None and not _PROMPT_NAME.fullmatch(self.name):
             text = f"is {self.name!r}; letters, digits, spaces, dots, dashes, underscores and parentheses are"
-            _refuse(
+            refuse_contradictions(
                 [(("name",), f"{text} wanted, at most 100, no dot first and not epoch-N as a checkpoint")]
             )
         if self.template is not None:
-            _refuse_unreadable(self.template)
+            _refuse_unreadable("template", self.template)
         return self
 
 
@@ -158,7 +186,7 @@ class PromptSection(PromptVariant):
     chat_template: bool = False
     """Messages for the tokenizer's chat template (examples as earlier turns); else plain text."""
     solution: NonEmpty = "solution"
-    """The examples' column that holds the worked solution."""
+    """The examples' column that holds the worked solution, or a Jinja template over their columns."""
     example_separator: str = "\n\n"
     """What stands after each worked example of a plain-text prompt."""
     base: tuple[PromptVariant, ...] = ()
@@ -189,6 +217,7 @@ class PromptSection(PromptVariant):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        _refuse_unreadable("solution", self.solution)
         wrong: list[Contradiction] = []
         for path, written in self.variants().items():
             whole, said = self.resolved(written), written.model_fields_set
@@ -203,21 +232,21 @@ class PromptSection(PromptVariant):
             if name is not None and name in names[:index]:
                 text = f"is {name!r}, as prompt.base[{names.index(name)}].name is already"
                 wrong.append((("base", index, "name"), text))
-        _refuse(wrong)
+        refuse_contradictions(wrong)
         return self
 
 
-def _refuse_unreadable(template: str) -> None:
+def _refuse_unreadable(key: str, template: str) -> None:
     import jinja2
     import jinja2.sandbox
 
     try:
         jinja2.sandbox.SandboxedEnvironment().parse(template)
     except jinja2.TemplateSyntaxError as error:
-        _refuse([(("template",), f"is no Jinja template: line {error.lineno} of it: {error.message}")])
+        refuse_contradictions([((key,), f"is no Jinja template: line {error.lineno} of it: {error.message}")])
 
 
-class RewardFunction(_Section):
+class RewardFunction(Section):
     """A function that judges solutions: one of ours, an installed package's, or the user's own."""
 
     name: NonEmpty | None = None
@@ -250,7 +279,7 @@ class RewardFunction(_Section):
             wrong.append((("function",), text))
         if self.name is not None and self.function is not None:
             wrong.append((("function",), f"is given, and name is {self.name!r}; leave one out"))
-        _refuse(wrong)
+        refuse_contradictions(wrong)
         return self
 
 
@@ -263,7 +292,9 @@ class RewardPart(RewardFunction):
     @model_validator(mode="after")
     def _is_named(self) -> Self:
         if not self.called:
-            _refuse([(("name",), "is missing; name a reward, or a function of your own with function")])
+            refuse_contradictions(
+                [(("name",), "is missing; name a reward, or a function of your own with function")]
+            )
         return self
 
 
@@ -304,7 +335,7 @@ class RewardSection(RewardFunction):
                     wrong.append(((key,), "belongs to each of reward.rewards"))
         if self.combine != "sum" and not self.rewards:
             wrong.append((("combine",), "is for several rewards, and there are no reward.rewards"))
-        _refuse(wrong)
+        refuse_contradictions(wrong)
         return self
 
     @property
@@ -325,7 +356,7 @@ class RewardSection(RewardFunction):
         return (RewardPart(**self.model_dump(include=set(RewardFunction.model_fields))),)
 
 
-class SamplingSection(_Section):
+class SamplingSection(Section):
     """The E-step's draws; names are those of transformers' GenerationConfig."""
 
     num_samples: AtLeastOne = 32
@@ -349,11 +380,11 @@ class SamplingSection(_Section):
     def _agrees(self) -> Self:
         if self.temperature == 0 and self.num_samples > 1:
             text = f"is 0 (greedy) and num_samples is {self.num_samples}: the samples would be equal"
-            _refuse([(("temperature",), f"{text}; give a temperature > 0, or num_samples: 1")])
+            refuse_contradictions([(("temperature",), f"{text}; give a temperature > 0, or num_samples: 1")])
         return self
 
 
-class SelectionSection(_Section):
+class SelectionSection(Section):
     """Which correct solutions become D_i."""
 
     max_solutions_per_problem: AtLeastOne = 10
@@ -362,7 +393,7 @@ class SelectionSection(_Section):
     """Keep one of the solutions that are equal in normalised form."""
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """The M-step. Every field of transformers' TrainingArguments is allowed but those that rest_em owns."""
 
     model_config = ConfigDict(extra="allow")
@@ -387,11 +418,11 @@ class TrainingSection(_Section):
         rows = self.per_device_train_batch_size
         if rows is not None and self.global_batch_size % rows:
             text = f"is {rows} and global_batch_size {self.global_batch_size} is no multiple of it"
-            _refuse([(("per_device_train_batch_size",), text)])
+            refuse_contradictions([(("per_device_train_batch_size",), text)])
         return self
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Section):
     """How policies are measured on the test problems and chosen on D_val."""
 
     num_samples: Annotated[int, Field(ge=0)] = 8
@@ -416,7 +447,7 @@ class EvaluationSection(_Section):
             if max(ks, default=0) > self.num_samples:
                 text = f"has k = {max(ks)} and evaluation.num_samples is {self.num_samples}"
                 wrong.append(((key,), f"{text}; give num_samples: {max(ks)}, or a smaller k"))
-        _refuse(wrong)
+        refuse_contradictions(wrong)
         return self
 
 
@@ -426,7 +457,7 @@ def _up_to_all(said: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, .
     return (*always, num_samples) if num_samples > 1 else always
 
 
-class TrackingSection(_Section):
+class TrackingSection(Section):
     """Where metrics go besides the run folder."""
 
     report_to: tuple[str, ...] = ()
@@ -436,7 +467,7 @@ class TrackingSection(_Section):
     def _is_empty(self) -> Self:
         if self.report_to:
             text = f"is {list(self.report_to)} and no tracker can be fed yet"
-            _refuse([(("report_to",), f"{text}; leave it out and read metrics.jsonl")])
+            refuse_contradictions([(("report_to",), f"{text}; leave it out and read metrics.jsonl")])
         return self
 
 
@@ -454,7 +485,7 @@ class Places:
         return self.texts.get(path, "the recipe")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -498,5 +529,5 @@ class Recipe(_Section):
     def _agrees(self) -> Self:
         if self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             text = f"is {self.run_name!r}; letters, digits, dots, dashes and underscores are wanted"
-            _refuse([(("run_name",), text)])
+            refuse_contradictions([(("run_name",), text)])
         return self

@@ -1,0 +1,118 @@
+"""An eval's problems: rows of the benchmark -> `Problem`s, and what macro average and clusters go over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rest_em.errors import ProblemError
+from rest_em.problems.loading import id_of, reference_of
+from rest_em.problems.prompts import Prompt, resolve_variant
+from rest_em.problems.rows import Row, column_of, read_rows
+from rest_em.recipe import Eval, ProblemSource
+from rest_em.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """The problems of an eval, with its prompt."""
+
+    problems: tuple[Problem, ...]
+    groups: Mapping[str, str]
+    """By problem id; empty where there are no groups."""
+    clusters: Mapping[str, str]
+    """By problem id; empty where each problem is its own."""
+    bare: tuple[Problem, ...]
+    """The problems with a prompt that shows no worked example: what is looked for in training problems."""
+
+
+def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
+    """Return an eval's problems.
+
+    Args:
+        spec: the eval.
+        limit: only so many problems; where there are groups, as many of each as can be.
+
+    Raises:
+        ProblemError: a file cannot be used, a column is missing, an id comes twice, a prompt does not render,
+            or a problem is one of its own worked examples.
+    """
+    section = spec.problems
+    rows = _with_ids(read_rows(section), section.id)
+    if limit is not None:
+        rows = _spread(rows, section.group, limit)
+    examples = _examples(spec)
+    folder = None if section.folder is None else Path(section.folder)
+    variant = resolve_variant(spec.prompt, spec.prompt)
+    render = Prompt(spec.prompt, variant, examples, folder)
+    ask = Prompt(spec.prompt, variant, (), folder)
+    shown = {ask(row): row.place for row in examples or ()}
+    problems: dict[str, Problem] = {}
+    bare: list[Problem] = []
+    groups: dict[str, str] = {}
+    clusters: dict[str, str] = {}
+    for identity, row in rows:
+        if identity in problems:
+            raise ProblemError(f"{row.place}: the id {identity!r} is given twice; ids must be unique")
+        reference = (
+            None if section.reference is None else reference_of(row, section.reference, "problems.reference")
+        )
+        question = ask(row)
+        if question in shown:
+            raise ProblemError(
+                f"{row.place}: this problem is also a worked example of the prompt, {shown[question]}; what "
+                "is shown solved measures nothing"
+            )
+        problems[identity] = Problem(identity, render(row), reference, row.columns)
+        bare.append(Problem(identity, question, reference, row.columns))
+        for column, key, labels in (
+            (section.group, "problems.group", groups),
+            (section.cluster, "problems.cluster", clusters),
+        ):
+            if column is not None:
+                labels[identity] = str(column_of(row, column, key))
+    return Benchmark(tuple(problems.values()), groups, clusters, tuple(bare))
+
+
+def _with_ids(rows: Sequence[Row], column: str | None) -> Sequence[tuple[str, Row]]:
+    """Return each row with its problem's id: what a column says, or the row's number in its file."""
+    if column is not None:
+        return [(id_of(row, column, "problems.id"), row) for row in rows]
+    counts: dict[str | None, int] = {}
+    found = []
+    for row in rows:
+        file = row.columns.get("file")
+        counts[file] = counts.get(file, 0) + 1
+        found.append((str(counts[file]) if file is None else f"{file}-{counts[file]}", row))
+    return found
+
+
+def _spread(rows: Sequence[tuple[str, Row]], group: str | None, limit: int) -> Sequence[tuple[str, Row]]:
+    """Return the first rows, in their order; of each group its first ones, as evenly as can be."""
+    if group is None:
+        return rows[:limit]
+    ranks: dict[str, int] = {}
+    order = []
+    for place, (_, row) in enumerate(rows):
+        name = str(column_of(row, group, "problems.group"))
+        ranks[name] = ranks.get(name, -1) + 1
+        order.append((ranks[name], place))
+    return [rows[place] for place in sorted(place for _, place in sorted(order)[:limit])]
+
+
+def _examples(spec: Eval) -> Sequence[Row] | None:
+    """Return the worked examples of the benchmark's own; None where the prompt names its file, or none."""
+    own = spec.problems.examples
+    if own is None:
+        return None
+    said = own.model_dump(exclude={"local", "num_examples"}, exclude_none=True, exclude_defaults=True)
+    inherited = spec.problems.model_dump(include=set(ProblemSource.model_fields) - {"where", "max_problems"})
+    if "path" in said:  # files of their own
+        inherited = {"field": inherited["field"] if said["path"].endswith(".json") else None}
+    rows = read_rows(ProblemSource(**inherited | said))
+    if own.num_examples is not None and len(rows) < own.num_examples:
+        raise ProblemError(
+            f"problems.examples: there are {len(rows)}, and num_examples is {own.num_examples}"
+        )
+    return rows[: own.num_examples]
