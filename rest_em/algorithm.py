@@ -18,10 +18,11 @@ from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
-from rest_em.evaluation import Evaluation, Metrics, columns_of, summarize
+from rest_em.evaluation import Evaluation
 from rest_em.ledger import NotDoneError, Stage
-from rest_em.rewards.registry import answer_name, same_answer_of
+from rest_em.measuring import Measurement, finish_measurement, plan_measurement
 from rest_em.run import PromptedPolicy, Run
+from rest_em.samples import Decoding
 from rest_em.selection import select
 from rest_em.storage import read_json, write_examples
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
@@ -177,33 +178,16 @@ def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Ev
     Args:
         then: what the same sampling process draws afterwards.
     """
-    asked = run.recipe.evaluation
-    draws = _test_draws(run, policy)
+    planned = plan_measurement(run.place, policy, _test_problems(run, policy))
+    draws = list(planned.draws.values())
     judged = draw_and_judge(run.place, [*draws, then] if then else draws)
-    metrics = asked.model_dump(mode="json", include={"pass_at", "majority_at", "confidence"})
-    name = f"iteration-{policy.policy.iteration:02d}/evals/test/metrics"
-    stage = Stage(name, metrics, after=tuple(draw.verdicts for draw in draws))
-    result = run.ledger.result(stage)
-    if result is None:
-        ids = [problem.id for problem in draws[0].request.problems]
-        evaluation = summarize(
-            columns_of(judged[0], ids),
-            columns_of(judged[1], ids) if asked.num_samples else None,
-            Metrics(
-                pass_at=asked.pass_at,
-                majority_at=asked.majority_at if answer_name(run.recipe.reward) != "none" else (),
-                confidence=asked.confidence,
-                same_answer=same_answer_of(run.recipe.reward),
-            ),
-        )
-        result = run.ledger.append(stage, evaluation.to_json(), seconds=0.0)
-    return Evaluation.from_json(result)
+    return finish_measurement(run.place, planned, dict(zip(planned.draws, judged, strict=False)))
 
 
-def _test_draws(run: Run, policy: PromptedPolicy) -> list[Draw]:
-    """Return the greedy draw of the test problems, and the sampled one unless the recipe wants none."""
+def _test_problems(run: Run, policy: PromptedPolicy) -> Measurement:
+    """Return how the recipe's test problems are measured: greedily, and by samples unless it wants none."""
     asked, sampling = run.recipe.evaluation, run.recipe.sampling
-    params = {"greedy": _greedy(run)}
+    params: dict[Decoding, SamplingParams] = {"greedy": _greedy(run)}
     if asked.num_samples:
         params["sampled"] = SamplingParams(
             num_samples=asked.num_samples,
@@ -213,21 +197,18 @@ def _test_draws(run: Run, policy: PromptedPolicy) -> list[Draw]:
             top_p=asked.top_p,
             stop_strings=sampling.stop_strings,
         )
-    iteration = policy.policy.iteration
-    problems = run.problems.rendered("test", policy.prompt)
-    return [
-        plan_draw(
-            run.place,
-            f"iteration-{iteration:02d}/evals/test/{name}",
-            policy,
-            problems,
-            each,
-            asked=run.asked(policy.prompt),
-            title=f"test {iteration}",
-            iteration=iteration,
-        )
-        for name, each in params.items()
-    ]
+    return Measurement(
+        name="test",
+        title="test problems",
+        problems=run.problems.rendered("test", policy.prompt),
+        prompt=policy.prompt,
+        asked=run.asked(policy.prompt),
+        params=params,
+        pass_at=asked.pass_at,
+        majority_at=asked.majority_at,
+        confidence=asked.confidence,
+        format=asked.format,
+    )
 
 
 def _greedy(run: Run) -> SamplingParams:

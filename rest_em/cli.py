@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
 import re
 import shutil
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +19,18 @@ from rich.console import Console
 from rich.text import Text
 
 from rest_em import __version__
+from rest_em.cli_evaluate import evaluate
 from rest_em.errors import (
     ProblemError,
-    RecipeChangedError,
     RecipeError,
     RestEMError,
     RewardError,
     RunInterruptedError,
     TrainingError,
 )
+from rest_em.report.cells import console
 from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
+from rest_em.status import message_of, status_of
 from rest_em.types import Messages
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
 """What `_stage NAME` runs: the `main` of these modules."""
-TABLE_WIDTH = 132
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on later."""
@@ -67,18 +64,11 @@ def main() -> None:
     try:
         app()
     except (RestEMError, RunInterruptedError, OSError) as error:
-        message = _message(error)
+        message = message_of(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED if isinstance(error, RunInterruptedError) else EXIT_FAILED)
-
-
-def _message(error: BaseException) -> str | None:
-    """Return what a user is told of an error; None for a bug of ours, which keeps its traceback."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"{error}; make room on the disk of the run's folder, and the same command goes on from here"
-    return str(error) if isinstance(error, RestEMError | RunInterruptedError) else None
 
 
 def _print_version(is_asked: bool) -> None:
@@ -169,7 +159,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.callback(lock.release)
         (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
         remove_leftovers(folder)
-        work = stack.enter_context(_status_of(folder))
+        work = stack.enter_context(status_of(folder))
         ledger = Ledger(folder)
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
@@ -185,7 +175,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         rest_em(Run(recipe, Workplace(folder, ledger, supervisor, judges, progress), problems))
         if len(ledger.records) == num_done:
             progress.say(f"{folder}: finished already, nothing to do")
-    print_summary(summarize_run(folder), _console())
+    print_summary(summarize_run(folder), console())
 
 
 def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_stages: list[str]) -> None:
@@ -200,52 +190,6 @@ def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_st
     place = Workplace(folder, ledger, Supervisor(Ranks(), folder), Judges(), Progress())
     survey(Run(recipe, place, problems))
     ledger.refuse_conflicts(*from_stages)
-
-
-def _console() -> Console:
-    """Return stdout; a file or a pipe is as wide as the tables need."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
-
-
-@dataclass(slots=True)
-class _Work:
-    """What a run does in its folder."""
-
-    has_begun: bool = False
-
-
-@contextmanager
-def _status_of(folder: Path) -> Iterator[_Work]:
-    """Keep `status.json` true to what becomes of the run.
-
-    Where a recipe is refused before anything is done, it goes on to tell of the run that is there.
-    """
-    from rest_em.ledger import Ledger, as_killed, read_status, write_status
-    from rest_em.storage import write_text
-
-    paths = [folder / "status.json", folder / "recipe.yaml"]
-    if paths[0].exists() and read_status(folder)["state"] == "running":  # by a process that is gone
-        write_status(folder, **as_killed(read_status(folder)))
-    before = {path: path.read_text(encoding="utf-8") for path in paths if path.exists()}
-    records = Ledger(folder).records
-    write_status(folder, "running", f"process {os.getpid()}")
-    work = _Work()
-    try:
-        yield work
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, RunInterruptedError) else "failed"
-        is_refused = not work.has_begun or (
-            isinstance(error, RecipeChangedError) and records == Ledger(folder).records
-        )
-        with suppress(OSError):  # what has happened is told before that there is no room to write it down
-            if not (before and is_refused):
-                write_status(folder, state, _message(error) or traceback.format_exc())
-            else:
-                for path, text in before.items():
-                    write_text(path, text)
-        raise
-    write_status(folder, "finished")
 
 
 def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
@@ -450,9 +394,12 @@ def score(
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
     else:
-        print_score(summary, _console())
+        print_score(summary, console())
     if summary.num_bad_lines:
         raise typer.Exit(EXIT_FAILED)
+
+
+app.command()(evaluate)
 
 
 @app.command()
@@ -469,7 +416,7 @@ def show(
     if as_json:
         print(json.dumps(summary.to_json(), indent=2, allow_nan=False))
     else:
-        print_summary(summary, _console())
+        print_summary(summary, console())
 
 
 def _recipes_folder() -> Path:

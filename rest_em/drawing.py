@@ -339,7 +339,8 @@ class _Intake:
         failing = {graded.solution.problem_id for graded in one.unscorable}
         num_problems = len(one.judged_problems)
         if is_certain or (num_problems >= MIN_PROBLEMS and len(failing) > num_problems / 2):
-            check_unscorable(one.unscorable, one.num_judged, section, one.draw.name)
+            reasons = [graded.reason for graded in one.unscorable]
+            check_unscorable(reasons, one.num_judged, section, one.draw.name)
 
     def _unscorable_note(self) -> str:
         number = sum(len(one.unscorable) for one in self._draws)
@@ -358,8 +359,8 @@ class _Intake:
         self._open.remove(one)
         place, draw = self._place, one.draw
         graded = _read(place, draw)
-        unscorable = [each for each in graded if each.verdict is Verdict.UNSCORABLE]
-        check_unscorable(unscorable, len(graded), draw.asked.reward, draw.name)
+        reasons = [each.reason for each in graded if each.verdict is Verdict.UNSCORABLE]
+        check_unscorable(reasons, len(graded), draw.asked.reward, draw.name)
         if place.ledger.result(draw.samples) is None:
             seconds = _seconds_of(place.folder, draw)
             place.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)

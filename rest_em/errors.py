@@ -4,6 +4,8 @@ A message says where, what was found, what is wanted and what to do next. Anythi
 is a bug of ours and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 
 class RestEMError(Exception):
     """The base of all errors that the command line prints without a traceback."""
@@ -58,6 +60,16 @@ class RunFolderError(RestEMError, RuntimeError):
 
 class RecipeChangedError(RunFolderError):
     """Raised when finished work was done with settings, problems or a reward that have changed since."""
+
+    def __init__(self, message: str, stages: Sequence[str] = ()) -> None:
+        """Tell it.
+
+        Args:
+            message: for people.
+            stages: the names of the stages whose own inputs have changed, or that follow from such.
+        """
+        super().__init__(message)
+        self.stages = tuple(stages)
 
 
 class RunInterruptedError(BaseException):

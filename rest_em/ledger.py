@@ -8,10 +8,11 @@ stages is left to `rest_em.algorithm`.
 from __future__ import annotations
 
 import fnmatch
+import re
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,15 @@ class Ledger:
     with other inputs and goes on with its result, and raises `NotDoneError` where work would begin.
     """
 
-    def __init__(self, folder: Path, *, is_survey: bool = False) -> None:
-        """Read `ledger.jsonl` of `folder`; a missing one is empty."""
+    def __init__(self, folder: Path, *, is_survey: bool = False, advice: str | None = None) -> None:
+        """Read `ledger.jsonl` of `folder`; a missing one is empty.
+
+        Args:
+            folder: of a run, or of evaluations.
+            is_survey: do nothing.
+            advice: what to do about changes, in the place of a run's options.
+        """
+        self._advice = advice
         self.folder = folder
         self.is_survey = is_survey
         self.conflicts: dict[str, list[str]] = {}
@@ -93,7 +101,7 @@ class Ledger:
         if record["fingerprint"] != stage.fingerprint:
             changes = difference(record["inputs"], stage.inputs)
             if not self.is_survey:
-                raise RecipeChangedError(self._refusal("finished", {stage.name: changes}))
+                raise RecipeChangedError(self._refusal("finished", {stage.name: changes}), [stage.name])
             if changes:  # else it only follows from another one
                 self.conflicts[stage.name] = changes
         result: dict[str, Any] = record["result"]
@@ -108,7 +116,12 @@ class Ledger:
         forgotten = self.meant_by(*patterns)
         left = {name: changes for name, changes in self.conflicts.items() if name not in forgotten}
         if left:
-            raise RecipeChangedError(self._refusal("finished", left))
+            raise RecipeChangedError(self._refusal("finished", left), list(left))
+
+    def stage(self, name: str) -> Stage:
+        """Return a finished stage as it was asked for."""
+        record = self._records[name]
+        return Stage(name, record["inputs"], after=tuple(self.stage(before) for before in record["after"]))
 
     def append(self, stage: Stage, result: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
         """Record that a stage is done; return its result."""
@@ -208,7 +221,7 @@ class Ledger:
         if begun is not None and begun["fingerprint"] != stage.fingerprint:
             changes = difference(begun["inputs"], stage.inputs)
             if changes:
-                raise RecipeChangedError(self._refusal("begun", {stage.name: changes}))
+                raise RecipeChangedError(self._refusal("begun", {stage.name: changes}), [stage.name])
             _remove(path.parent)
         after = [before.name for before in stage.after]
         write_json(path, {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs), "after": after})
@@ -228,11 +241,13 @@ class Ledger:
         for change, names in concerned.items():
             others = f" and {len(names) - 1} more stages depend" if len(names) > 1 else " depends"
             lines.append(f"  {change}, on which {names[0]}{others}\n")
+        head = f"{self.folder}: what was {done} had other settings:\n{''.join(lines)}"
+        if self._advice is not None:
+            return f"{head}{self._advice}"
         options = " ".join(f"--from-stage {shlex.quote(one)}" for one in self._patterns_for(list(conflicts)))
         return (
-            f"{self.folder}: what was {done} had other settings:\n{''.join(lines)}"
-            f"Undo the change, or do what depends on it, and all that follows, again with {options}, or keep "
-            "both with --set run_name=NAME."
+            f"{head}Undo the change, or do what depends on it, and all that follows, again with {options}, "
+            "or keep both with --set run_name=NAME."
         )
 
     def _patterns_for(self, names: Sequence[str]) -> list[str]:
@@ -272,6 +287,20 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     path.with_name(path.name + ".parquet").unlink(missing_ok=True)
+
+
+def best_iteration(records: Iterable[Mapping[str, Any]]) -> int:
+    """Return the iteration whose policy is best on D_val, by greedy pass@1; the first of equals.
+
+    0 is the base model, and what is best while nothing is chosen yet.
+    """
+    results = {record["stage"]: record["result"] for record in records}
+    scores = {}
+    for name, result in results.items():
+        found = re.fullmatch(r"iteration-(\d+)/(prompt|policy)", name)
+        if found:
+            scores[int(found[1])] = result["validation"][result["chosen"]]
+    return max(sorted(scores), key=lambda number: float(scores[number]), default=0)
 
 
 def write_status(folder: Path, state: str, message: str = "") -> None:

@@ -27,8 +27,9 @@ from rest_em.problems.stored import (
     read_solutions,
 )
 from rest_em.recipe import RewardSection, difference
+from rest_em.report.cells import printable
 from rest_em.report.progress import Progress
-from rest_em.report.score import Tally, printable
+from rest_em.report.score import Tally
 from rest_em.rewards.graders import Graders
 from rest_em.storage import file_hash
 from rest_em.types import GradedSolution, Verdict

@@ -76,14 +76,14 @@ def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
 
 
 def _with_ids(rows: Sequence[Row], column: str | None) -> Sequence[tuple[str, Row]]:
-    """Return each row with its problem's id: what a column says, or the row's number in its file."""
+    """Return each row with its problem's id: what a column says, or its number in its file, from 0."""
     if column is not None:
         return [(id_of(row, column, "problems.id"), row) for row in rows]
     counts: dict[str | None, int] = {}
     found = []
     for row in rows:
         file = row.columns.get("file")
-        counts[file] = counts.get(file, 0) + 1
+        counts[file] = counts.get(file, -1) + 1
         found.append((str(counts[file]) if file is None else f"{file}-{counts[file]}", row))
     return found
 

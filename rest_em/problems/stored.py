@@ -125,7 +125,7 @@ def _problem_rows(path: Path) -> Iterator[tuple[Row, int] | ProblemError]:
         for row in read_file(path):
             yield row, len(repr(row.columns))
         return
-    for number, text, num_bytes in _numbered_lines(path):
+    for number, text, num_bytes in numbered_lines(path):
         place = f"{shown_path(path)}:{number}"
         try:
             columns = _columns(text, place)
@@ -175,7 +175,7 @@ def read_solutions(path: Path, problems: StoredProblems) -> Iterator[StoredSolut
         kinds = " and ".join(LINE_SUFFIXES)
         raise ScoringError(f"{shown_path(path)}: solutions are read from {kinds} files, not {path.suffix!r}")
     indices: dict[str, _Indices] = {}
-    for number, line, num_bytes in _numbered_lines(path):
+    for number, line, num_bytes in numbered_lines(path):
         place = f"{shown_path(path)}:{number}"
         try:
             row = Row(place, _columns(line, place))
@@ -249,7 +249,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str | ProblemError, int]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str | ProblemError, int]]:
     """Yield each line that is not blank: its number, its text or what is wrong with it, its size in bytes.
 
     A compressed file that is broken ends with what is wrong.

@@ -439,6 +439,8 @@ class EvaluationSection(Section):
     """The k of maj@k. By default all samples."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of the intervals."""
+    format: NonEmpty | None = None
+    """A regular expression that is found in a solution with the format that the prompt asks for."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

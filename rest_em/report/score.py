@@ -27,6 +27,7 @@ from rest_em.evaluation import (
     SameAnswer,
     summarize,
 )
+from rest_em.report.cells import ABSENT, printable, table_of
 from rest_em.types import Verdict
 
 MAX_REASONS = 1000
@@ -35,7 +36,6 @@ SHOWN_REASONS = 5
 OTHER_REASONS = "other reasons"
 MAX_ANSWER = 200
 """Characters; of a longer answer the beginning and a hash are kept."""
-ABSENT = "-"
 
 
 class Tally:
@@ -173,7 +173,7 @@ def print_score(summary: ScoreSummary, console: Console) -> None:
 
 
 def _verdict_table(summary: ScoreSummary) -> Table:
-    table = _table("verdicts")
+    table = table_of("verdicts")
     for heading, justify in (("verdict", "left"), ("solutions", "right"), ("%", "right"), ("why", "left")):
         table.add_column(heading, justify="right" if justify == "right" else "left")
     num_solutions = sum(summary.counts.values())
@@ -186,7 +186,7 @@ def _verdict_table(summary: ScoreSummary) -> Table:
 
 
 def _figure_table(summary: ScoreSummary) -> Table:
-    table = _table("% of problems, with standard error and interval")
+    table = table_of("% of problems, with standard error and interval")
     for heading in ("", "value", "standard error", "95 % interval", "problems", "not defined"):
         table.add_column(heading, justify="right")
     for name, figures in (("pass", summary.pass_at), ("maj", summary.majority_at)):
@@ -205,20 +205,5 @@ def _interval(one: Estimate) -> str:
     return f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="", box=None, padding=(0, 1), header_style="bold"
-    )
-
-
 def _plain(text: str) -> Text:
     return Text(printable(text))
-
-
-def printable(text: str) -> str:
-    """Return a text as one line that any terminal takes; ids and reasons may hold anything.
-
-    >>> printable("naïve\\n\\x1b[2J")
-    'naïve\\\\n\\\\x1b[2J'
-    """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from rest_em.evaluation import Estimate, Evaluation, Figure, gain
 from rest_em.ledger import Ledger, as_killed, read_status
+from rest_em.report.cells import ABSENT, percent, table_of, with_interval
 from rest_em.storage import is_locked
 
-ABSENT = "-"
 SHARES = ("no answer", "truncated", "unscorable")
 WIDE = 128
 """Columns that the table of the test problems takes with a k of pass@k and one of maj@k."""
@@ -219,7 +219,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     if state in ("failed", "interrupted"):
         console.print(summary.status["message"], markup=False, highlight=False)
     if summary.base_prompt:
-        scores = ", ".join(f"{name} {_percent(s)}" for name, s in summary.base_prompt["validation"].items())
+        scores = ", ".join(f"{name} {percent(s)}" for name, s in summary.base_prompt["validation"].items())
         console.print(
             f"the base model's prompt: {summary.base_prompt['chosen']} (pass@1 on validation: {scores})",
             markup=False,
@@ -238,7 +238,7 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
     """Return the figures on the test problems; with two lines a figure, and without shares, if not wide."""
     measured = [one.evaluation for one in summary.iterations if one.evaluation]
     num = measured[0].num_problems if measured else 0
-    table = _table(f"{num} test problems, % with interval; pass@1 is greedy")
+    table = table_of(f"{num} test problems, % with interval; pass@1 is greedy")
     pass_at = sorted({k for one in measured for k in one.main.pass_at} - {1})
     majority_at = sorted({k for one in measured for k in one.main.majority_at})
     for heading in ("iteration", "pass@1", "gain over base"):
@@ -253,7 +253,7 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
             continue
         figures = [
             _figure(result.main.pass_at.get(1)),
-            _estimate(one.gain, signed=True),
+            with_interval(one.gain, signed=True),
             *(_figure(result.main.pass_at.get(k)) for k in pass_at),
             *(_figure(result.main.majority_at.get(k)) for k in majority_at),
         ]
@@ -265,7 +265,7 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
 
 
 def _shares_table(summary: RunSummary) -> Table:
-    table = _table("of the greedy solutions, %")
+    table = table_of("of the greedy solutions, %")
     for heading in ("iteration", *SHARES):
         table.add_column(heading, justify="right")
     for one in summary.iterations:
@@ -277,11 +277,11 @@ def _shares_table(summary: RunSummary) -> Table:
 def _shares(evaluation: Evaluation) -> list[str]:
     greedy = evaluation.greedy
     shares = (greedy.no_answer, greedy.truncated, greedy.unscorable) if greedy else (None,) * len(SHARES)
-    return [_percent(share) for share in shares]
+    return [percent(share) for share in shares]
 
 
 def _training_table(summary: RunSummary) -> Table:
-    table = _table("training problems: the E-step and what it leaves to train on")
+    table = table_of("training problems: the E-step and what it leaves to train on")
     has_unscorable = any(one.num_unscorable for one in summary.iterations)
     has_left_out = any(one.num_left_out for one in summary.iterations)
     headings = (
@@ -299,21 +299,21 @@ def _training_table(summary: RunSummary) -> Table:
             str(one.iteration),
             f"{one.num_sampled:,}",
             f"{one.num_correct:,}",
-            _percent(values["success_rate"]),
-            _percent(values["coverage"]),
+            percent(values["success_rate"]),
+            percent(values["coverage"]),
             f"{one.num_distinct:,}",
             f"{one.num_kept:,}",
             *((f"{one.num_left_out:,}",) if has_left_out else ()),
-            _percent(values["no_answer"]),
-            _percent(values["truncated"]),
-            *((_percent(values["unscorable"]),) if has_unscorable else ()),
+            percent(values["no_answer"]),
+            percent(values["truncated"]),
+            *((percent(values["unscorable"]),) if has_unscorable else ()),
             f"{one.num_tokens:,}",
         )
     return table
 
 
 def _time_table(summary: RunSummary) -> Table:
-    table = _table("seconds, and which epoch D_val chose (0 is the untrained base)")
+    table = table_of("seconds, and which epoch D_val chose (0 is the untrained base)")
     kinds = ("sample", "judge", "train", "validate", "measure")
     for heading in ("iteration", *kinds, "all", "epoch chosen", "pass@1 on D_val by epoch"):
         table.add_column(heading, justify="right")
@@ -323,34 +323,16 @@ def _time_table(summary: RunSummary) -> Table:
             *(f"{one.seconds[kind]:.0f}" if kind in one.seconds else ABSENT for kind in kinds),
             f"{sum(one.seconds.values()):.0f}",
             ABSENT if one.chosen is None else str(one.chosen),
-            " ".join(_percent(score) for score in one.validation) or ABSENT,
+            " ".join(percent(score) for score in one.validation) or ABSENT,
         )
     total = sum(sum(one.seconds.values()) for one in summary.iterations)
     table.add_row("all", *(ABSENT for _ in kinds), f"{total:.0f}", "", "")
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, title_justify="left", title_style="", box=None, padding=(0, 1), header_style="bold"
-    )
-
-
 def _name(one: IterationSummary) -> str:
     return "0 (base)" if one.iteration == 0 else str(one.iteration)
 
 
-def _percent(share: float | None) -> str:
-    return ABSENT if share is None else f"{100 * share:.1f}"
-
-
 def _figure(figure: Figure | None) -> str:
-    return _estimate(None if figure is None else figure.estimate)
-
-
-def _estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
-    if estimate is None:
-        return ABSENT
-    sign = "+" if signed else ""
-    low, high = f"{100 * estimate.low:{sign}.1f}", f"{100 * estimate.high:{sign}.1f}"
-    return f"{100 * estimate.value:{sign}.1f} [{low}, {high}]"
+    return with_interval(None if figure is None else figure.estimate)

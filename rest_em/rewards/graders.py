@@ -10,7 +10,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -262,13 +262,11 @@ def _solution(problem: Problem, text: str) -> Solution:
     return Solution(problem.id, index=0, iteration=0, text=text, token_ids=(), finish_reason="eos")
 
 
-def check_unscorable(
-    unscorable: Iterable[GradedSolution], num_judged: int, section: RewardSection, where: str
-) -> None:
+def check_unscorable(reasons: Sequence[str], num_judged: int, section: RewardSection, where: str) -> None:
     """Stop a run whose reward cannot judge.
 
     Args:
-        unscorable: those that could not be judged.
+        reasons: why, of each that could not be judged.
         num_judged: of so many.
         section: the recipe's `reward`.
         where: the stage, for the message.
@@ -276,7 +274,6 @@ def check_unscorable(
     Raises:
         RewardError: they are more than `reward.max_unscorable` of them; up to three reasons are given.
     """
-    reasons = [graded.reason for graded in unscorable]
     if not reasons or len(reasons) / num_judged <= section.max_unscorable:
         return
     shown = "\n".join(f"  - {reason}" for reason in list(dict.fromkeys(reasons))[:3])

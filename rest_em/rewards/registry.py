@@ -25,6 +25,7 @@ from rest_em.recipe import nearest
 from rest_em.rewards.answers import (
     EXTRACTORS,
     boxed_match,
+    by_hand,
     check_line,
     check_notation,
     check_number,
@@ -51,6 +52,7 @@ BUILT_IN: dict[str, tuple[RewardFunction, str]] = {
     "boxed": (boxed_match, "boxed"),
     "math_answer": (math_answer, "math"),
     "multiple_choice": (option_match, "option"),
+    "by_hand": (by_hand, "none"),
 }
 """The built-in rewards by name, each with the extractor of its answers."""
 GOLD_CHECKS: dict[str, Callable[[Problem], object]] = {

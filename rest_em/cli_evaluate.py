@@ -1,0 +1,195 @@
+"""The verbs of evaluation: `rest_em evaluate` and `rest_em compare`. `cli` puts them beside the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rest_em.errors import RecipeError, RunInterruptedError
+from rest_em.stages import Ranks, Supervisor, follow, interruptible
+
+if TYPE_CHECKING:
+    from rest_em.evaluating import Measured, Target
+    from rest_em.measuring import Measurement
+
+
+def shipped(kind: str) -> Path:
+    """Return where the shipped `recipes` or `evals` are: inside the installed package, or in a checkout."""
+    package = Path(__file__).parent
+    installed = package / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="A model's folder or hub id, or a run's folder or name."),
+    ],
+    evals: Annotated[
+        list[str],
+        typer.Argument(metavar="EVAL...", help="YAML files, or names that `rest_em evals list` prints."),
+    ],
+    *,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="The benchmark's data: a folder, a file or a hub id; NAME=PATH is for one of several evals.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only N problems; of each group as many as can be.")
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Of a run: best (on validation), last, base, all, or an iteration's number."
+        ),
+    ] = "best",
+    solutions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Judge stored solutions and draw none: JSON lines (problem_id, completion), a table of "
+            "samples, or a log of lm-evaluation-harness or inspect_ai. MODEL_OR_RUN is then a name for them.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key of the evals, or of model: --set model.dtype=float32.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Of a model's draws; 0 by default.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where a model's results go; evaluations/NAME by default."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Measure again what was measured with other settings.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
+) -> None:
+    """Measure a model, or policies of a run, on benchmarks; or go on where that was interrupted.
+
+    A run's policies are measured in the run's folder, where `rest_em show` finds them. On several processes:
+    `accelerate launch --config_file launch/cpu_2.yaml -m rest_em evaluate ...`.
+    """
+    ranks = Ranks.from_environment(os.environ)
+    with interruptible():
+        if not ranks.is_leader:
+            if solutions is None:
+                with suppress(RunInterruptedError):  # rank 0 tells it
+                    follow(ranks)
+            return
+        from rest_em.evaluating import find_eval, load_measurements
+
+        paths = [find_eval(name, shipped("evals")) for name in evals]
+        said = dict(_named(text, [path.stem for path in paths]) for text in data or [])
+        keys = overrides or []
+        of_model = [key for key in keys if key.startswith("model.")]
+        found = _target(target, of_model, output, policy, seed, is_model=solutions is not None)
+        measurements = load_measurements(
+            paths, found, overrides=[key for key in keys if key not in of_model], data=said, limit=limit
+        )
+        measured = (
+            _measure(ranks, found, measurements, is_overwriting=overwrite)
+            if solutions is None
+            else _judge(solutions, found, measurements, is_overwriting=overwrite)
+        )
+    _print(found, measured, as_json=as_json)
+
+
+def _named(text: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """Return which eval `--data` is for, None for all others, and what it says."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and name in names else (None, text)
+
+
+def _target(
+    name: str, of_model: list[str], output: Path | None, policy: str, seed: int | None, *, is_model: bool
+) -> Target:
+    from rest_em.evaluating import target_of_model, target_of_run
+
+    for folder in (Path(name), Path("runs") / name):
+        if not is_model and (folder / "status.json").is_file() and (folder / "recipe.yaml").is_file():
+            for option, value in (("--output", output), ("--seed", seed), ("--set model", of_model or None)):
+                if value is not None:
+                    raise RecipeError(f"{option}: {folder} is a run, which has its own; leave it out")
+            return target_of_run(folder, policy)
+    return target_of_model(name, of_model, output, seed)
+
+
+def _measure(
+    ranks: Ranks, target: Target, measurements: list[Measurement], *, is_overwriting: bool
+) -> list[Measured]:
+    from rest_em.evaluating import ADVICE, measure_all
+    from rest_em.ledger import Ledger
+    from rest_em.report.progress import Progress
+    from rest_em.run import Judges, Workplace
+    from rest_em.status import status_of
+    from rest_em.storage import FolderLock, remove_leftovers
+
+    folder, progress = target.folder, Progress()
+    with ExitStack() as stack:
+        stack.callback(FolderLock(folder).release)
+        (folder / "stop").unlink(missing_ok=True)  # it was meant for a command that has ended
+        remove_leftovers(folder)
+        if not target.is_run:
+            stack.enter_context(status_of(folder)).has_begun = True
+        ledger = Ledger(folder, advice=ADVICE)
+        ledger.finish_reset()
+        judges = stack.enter_context(Judges(folder / "logs" / "graders.log", progress.say))
+        supervisor = stack.enter_context(Supervisor(ranks, folder))
+        place = Workplace(folder, ledger, supervisor, judges, progress)
+        return list(measure_all(place, target, measurements, is_overwriting=is_overwriting))
+
+
+def _judge(
+    solutions: Path, target: Target, measurements: list[Measurement], *, is_overwriting: bool
+) -> list[Measured]:
+    from rest_em.evaluating import judge_solutions
+    from rest_em.report.progress import Progress
+
+    if len(measurements) != 1:
+        raise RecipeError(f"--solutions {solutions}: it is of one eval; {len(measurements)} are named")
+    return [
+        judge_solutions(solutions, measurements[0], target.folder, Progress(), is_overwriting=is_overwriting)
+    ]
+
+
+def _print(target: Target, measured: Sequence[Measured], *, as_json: bool) -> None:
+    from rest_em.measuring import samples_path
+    from rest_em.report.cells import console
+    from rest_em.report.evaluation import evaluation_to_json, print_evaluation
+
+    values = []
+    for one in measured:
+        measurement = one.measurement
+        samples = str(samples_path(target.folder, one.stage))
+        title = f"{measurement.title} ({measurement.name}), {_name_of(target, one.iteration)}"
+        if as_json:
+            values.append(evaluation_to_json(one.iteration, measurement.name, one.evaluation, samples))
+        elif measurement.is_scored:
+            print_evaluation(title, one.evaluation, console(), confidence=measurement.confidence)
+            print(f"samples and scores: {samples}\n")
+        else:
+            print(f"{title}: drawn and not scored; for people to grade: {samples}")
+    if as_json:
+        print(json.dumps(values, indent=2, allow_nan=False))
+
+
+def _name_of(target: Target, iteration: int) -> str:
+    if not target.is_run:
+        return target.folder.name
+    return f"{target.folder.name}, {'base' if iteration == 0 else f'iteration {iteration}'}"

@@ -1,0 +1,254 @@
+"""A policy measured on a set of problems: what is drawn and judged, the figures, and the table of samples.
+
+The recipe's own test problems and every eval go this way. Which sets are measured and when is left to
+`rest_em.algorithm` and `rest_em.evaluating`; what the figures are is in `rest_em.evaluation`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rest_em.drawing import Draw, plan_draw
+from rest_em.evaluation import Columns, ColumnsBuilder, Evaluation, Metrics, summarize
+from rest_em.ledger import Stage
+from rest_em.problems.benchmark import Benchmark
+from rest_em.problems.prompts import resolve_variant
+from rest_em.recipe import Eval, ModelSection, PromptVariant, RewardSection
+from rest_em.rewards.registry import answer_name, same_answer_of
+from rest_em.run import Asked, PromptedPolicy, Workplace
+from rest_em.samples import Decoding, Sample, write_samples
+from rest_em.types import GradedSolution, Problem, SamplingParams
+
+BY_HAND = RewardSection(name="by_hand", max_unscorable=1.0)
+"""Stands where an eval has no reward: every solution is unscorable, and people grade it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A set of problems and how policies are measured on it.
+
+    Example:
+        Measurement("gsm8k", "GSM8K", problems, variant, asked, {"greedy": params}, pass_at=(1,))
+    """
+
+    name: str
+    """A folder below an iteration's `evals/`."""
+    title: str
+    """How people call it."""
+    problems: Sequence[Problem]
+    prompt: PromptVariant
+    """What the problems are rendered with."""
+    asked: Asked
+    params: Mapping[Decoding, SamplingParams]
+    """What is drawn."""
+    pass_at: Sequence[int]
+    majority_at: Sequence[int] = ()
+    confidence: float = 0.95
+    format: str | None = None
+    """A regular expression that is found in a solution with the format that was asked for."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """By problem id, what the macro average goes over; empty where there is none."""
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    """By problem id, which problems come from one source; empty where each is its own."""
+
+    _by_id: Mapping[str, Problem] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Look the problems' ids up once."""
+        object.__setattr__(self, "_by_id", {problem.id: problem for problem in self.problems})
+
+    def problem(self, problem_id: str) -> Problem:
+        """Return a problem by its id."""
+        return self._by_id[problem_id]
+
+    def is_format_valid(self, text: str) -> bool | None:
+        """Say whether a solution has the format that was asked for; None where none was."""
+        return None if self.format is None else re.search(self.format, text) is not None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a reward judges the solutions."""
+        return self.asked.reward != BY_HAND
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMeasurement:
+    """What is drawn of one policy for a measurement, and the stage that its figures are."""
+
+    measurement: Measurement
+    draws: Mapping[Decoding, Draw]
+    stage: Stage
+
+
+def measurement_of(
+    spec: Eval, benchmark: Benchmark, name: str, *, model: ModelSection, seed: int
+) -> Measurement:
+    """Return what an eval measures.
+
+    Args:
+        spec: the eval.
+        benchmark: its problems.
+        name: what the folder of its results is called.
+        model: how policies are loaded.
+        seed: of the draws.
+    """
+    sampling, metrics = spec.sampling, spec.metrics
+    variant = resolve_variant(spec.prompt, spec.prompt)
+    params: dict[Decoding, SamplingParams] = {}
+    if sampling.greedy:
+        params["greedy"] = SamplingParams(1, sampling.max_new_tokens, 0.0, stop_strings=sampling.stop_strings)
+    if sampling.num_samples:
+        params["sampled"] = SamplingParams(
+            num_samples=sampling.num_samples,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            stop_strings=sampling.stop_strings,
+        )
+    asked = Asked(
+        model=model,
+        seed=seed,
+        unit_size=sampling.unit_size,
+        max_rows=sampling.max_rows,
+        # The prompts themselves are among the inputs as well; these words say what has changed.
+        prompt_inputs=variant.model_dump(mode="json", include={"template", "system", "chat_template"}),
+        reward=spec.reward or BY_HAND,
+    )
+    return Measurement(
+        name=name,
+        title=spec.title,
+        problems=benchmark.problems,
+        prompt=variant,
+        asked=asked,
+        params=params,
+        pass_at=spec.pass_at,
+        majority_at=spec.majority_at,
+        confidence=metrics.confidence,
+        format=metrics.format,
+        groups=benchmark.groups,
+        clusters=benchmark.clusters,
+    )
+
+
+def plan_measurement(
+    place: Workplace, policy: PromptedPolicy, measurement: Measurement
+) -> PlannedMeasurement:
+    """Return the draws that measure a policy, whatever prompt it has been given before."""
+    iteration = policy.policy.iteration
+    folder = f"iteration-{iteration:02d}/evals/{measurement.name}"
+    prompted = PromptedPolicy(policy.policy, measurement.prompt, policy.made_by)
+    draws = {
+        decoding: plan_draw(
+            place,
+            f"{folder}/{decoding}",
+            prompted,
+            measurement.problems,
+            params,
+            asked=measurement.asked,
+            title=f"{measurement.name} {iteration}",
+            iteration=iteration,
+        )
+        for decoding, params in measurement.params.items()
+    }
+    metrics = {
+        "pass_at": list(measurement.pass_at),
+        "majority_at": list(measurement.majority_at),
+        "confidence": measurement.confidence,
+        "format": measurement.format,
+        "groups": sorted(set(measurement.groups.values())),
+        "clusters": len(set(measurement.clusters.values())),
+    }
+    after = tuple(draw.verdicts for draw in draws.values())
+    return PlannedMeasurement(measurement, draws, Stage(f"{folder}/metrics", metrics, after=after))
+
+
+def finish_measurement(
+    place: Workplace, planned: PlannedMeasurement, judged: Mapping[Decoding, Sequence[GradedSolution]]
+) -> Evaluation:
+    """Return the figures of judged draws; with them the table of samples is written.
+
+    Args:
+        place: where the draws were made.
+        planned: what was planned.
+        judged: each draw's solutions.
+    """
+    measurement, stage = planned.measurement, planned.stage
+    result = place.ledger.result(stage)
+    if result is None:
+        started = time.monotonic()
+        samples = [
+            sample_of(measurement, decoding, one) for decoding, graded in judged.items() for one in graded
+        ]
+        write_samples(samples_path(place.folder, stage.name), samples)
+        evaluation = evaluation_of(measurement, samples)
+        seconds = time.monotonic() - started
+        result = place.ledger.append(stage, evaluation.to_json(), seconds=seconds)
+    return Evaluation.from_json(result)
+
+
+def evaluation_of(measurement: Measurement, samples: Sequence[Sample]) -> Evaluation:
+    """Return the figures of the samples of a measurement's problems."""
+    reward = measurement.asked.reward
+    metrics = Metrics(
+        pass_at=measurement.pass_at,
+        majority_at=measurement.majority_at if answer_name(reward) != "none" else (),
+        confidence=measurement.confidence,
+        same_answer=same_answer_of(reward),
+    )
+    greedy = _columns(measurement, samples, "greedy") if "greedy" in measurement.params else None
+    sampled = _columns(measurement, samples, "sampled") if "sampled" in measurement.params else None
+    return summarize(greedy, sampled, metrics)
+
+
+def samples_path(folder: Path, stage: str) -> Path:
+    """Return where the table of samples of a stage of figures is."""
+    return folder / Path(stage).parent / "samples.parquet"
+
+
+def sample_of(measurement: Measurement, decoding: Decoding, graded: GradedSolution) -> Sample:
+    """Return a graded solution as a row of the table of samples."""
+    solution = graded.solution
+    problem = measurement.problem(solution.problem_id)
+    return Sample(
+        problem_id=problem.id,
+        prompt=problem.prompt,
+        reference=problem.reference,
+        decoding=decoding,
+        index=solution.index,
+        text=solution.text,
+        verdict=graded.verdict,
+        reward=graded.reward,
+        answer=graded.answer,
+        reason=graded.reason,
+        finish_reason=solution.finish_reason,
+        num_tokens=len(solution.token_ids),
+        is_format_valid=measurement.is_format_valid(solution.text),
+        group=measurement.groups.get(problem.id),
+        cluster=measurement.clusters.get(problem.id),
+    )
+
+
+def _columns(measurement: Measurement, samples: Sequence[Sample], decoding: Decoding) -> Columns:
+    builder = ColumnsBuilder()
+    for problem in measurement.problems:
+        builder.add_problem(
+            problem.id, measurement.groups.get(problem.id), measurement.clusters.get(problem.id)
+        )
+    for one in samples:
+        if one.decoding == decoding:
+            builder.add(
+                one.problem_id,
+                one.verdict,
+                answer=one.answer,
+                reward=one.reward,
+                text=one.text,
+                is_truncated=None if one.finish_reason is None else one.finish_reason == "length",
+                is_format_valid=one.is_format_valid,
+                num_tokens=one.num_tokens,
+            )
+    return builder.build()
