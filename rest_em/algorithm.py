@@ -10,6 +10,7 @@ How solutions are drawn and judged is in `drawing`, `sampling` and `rewards`; ho
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
-from rest_em.evaluation import Evaluation
+from rest_em.evaluation import paired_gain
 from rest_em.ledger import NotDoneError, Stage
-from rest_em.measuring import Measurement, finish_measurement, plan_measurement
+from rest_em.measuring import Measurement, finish_measurement, measurement_of, plan_measurement
 from rest_em.run import PromptedPolicy, Run
 from rest_em.samples import Decoding
 from rest_em.selection import select
-from rest_em.storage import read_json, write_examples
+from rest_em.storage import content_hash, read_json, write_examples
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
 
 SPEED_SETTINGS = (
@@ -35,14 +36,14 @@ SPEED_SETTINGS = (
 
 
 def rest_em(run: Run) -> Policy:
-    """Run Algorithm 1 to its end and return the last policy.
+    """Run Algorithm 1 to its end and return the policy that is best on D_val.
 
     Raises:
         RestEMError: whatever stopped it; the same command goes on from there.
         RunInterruptedError: it was asked to leave; so does it then.
     """
     base = choose_base_prompt(run)
-    policy = base
+    policy = best = base
     for i in range(1, run.recipe.num_iterations + 1):
         # Generate (E-step): draw N solutions y ~ p_theta(y | x) to each problem, judge each by r(x, y).
         # The same sampling process first measures the policy on the test problems.
@@ -51,8 +52,12 @@ def rest_em(run: Run) -> Policy:
         dataset = select_dataset(run, graded, verdicts, iteration=i)
         # Improve (M-step): tune the base model on D_i, while the reward improves on D_val.
         policy = improve(run, base, dataset, iteration=i)
-    measure(run, policy)
-    return policy.policy
+        if is_worse(run, policy, best):
+            break
+        best = policy if pass_rate(policy) > pass_rate(best) else best
+    measure(run, policy, last=True)
+    measure(run, best, best=True)
+    return best.policy
 
 
 def survey(run: Run) -> None:
@@ -73,12 +78,16 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
     result = run.ledger.result(stage)
     if result is None:
         scores = _scores(draws, judged)
-        chosen = names[scores.index(max(scores))]
-        result = {"chosen": chosen, "validation": dict(zip(names, scores, strict=True))}
+        chosen = scores.index(max(scores))
+        result = {
+            "chosen": names[chosen],
+            "validation": dict(zip(names, scores, strict=True)),
+            "verdicts": _verdicts(judged[chosen]),
+        }
         run.ledger.append(stage, result, seconds=0.0)
     if result["chosen"] not in names:  # a survey's: the recipe has other candidates now
         raise NotDoneError(stage.name)
-    return candidates[names.index(result["chosen"])]
+    return dataclasses.replace(candidates[names.index(result["chosen"])], validation=result["verdicts"])
 
 
 def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[GradedSolution], Stage]:
@@ -143,14 +152,20 @@ def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iter
     )
     result = run.ledger.result(choice)
     if result is None:
-        scores = _scores(draws, draw_and_judge(run.place, draws))
-        result = {"chosen": walk_forward(scores, rule), "validation": scores}
+        judged = draw_and_judge(run.place, draws)
+        scores = _scores(draws, judged)
+        chosen = walk_forward(scores, rule)
+        result = {"chosen": chosen, "validation": scores, "verdicts": _verdicts(judged[chosen])}
         run.ledger.append(choice, result, seconds=0.0)
     if not run.ledger.is_survey:
         _keep_chosen(run.folder / name, result["chosen"])
-    if result["chosen"] == 0:
-        return PromptedPolicy(Policy(base.policy.path, iteration), base.prompt, made_by=(choice,))
-    return PromptedPolicy(Policy(str(run.folder / name / "policy"), iteration), tuned, made_by=(choice,))
+    is_base = result["chosen"] == 0
+    return PromptedPolicy(
+        Policy(base.policy.path if is_base else str(run.folder / name / "policy"), iteration),
+        base.prompt if is_base else tuned,
+        made_by=(choice,),
+        validation=result["verdicts"],
+    )
 
 
 def walk_forward(scores: Sequence[float], rule: str) -> int:
@@ -172,16 +187,71 @@ def walk_forward(scores: Sequence[float], rule: str) -> int:
     return drops[0] - 1 if drops else len(scores) - 1
 
 
-def measure(run: Run, policy: PromptedPolicy, *, then: Draw | None = None) -> Evaluation:
-    """Measure a policy on the test problems.
+def is_worse(run: Run, policy: PromptedPolicy, best: PromptedPolicy) -> bool:
+    """Say whether a policy's pass@1 on D_val falls below the best one's, beyond the difference's interval.
+
+    Always no where `evaluation.stop_on` is `never`; a fall that the interval does not show is none.
+    """
+    asked = run.recipe.evaluation
+    if asked.stop_on == "never":
+        return False
+    name = f"iteration-{policy.policy.iteration:02d}/stop"
+    inputs = {
+        "stop_on": asked.stop_on,
+        "confidence": asked.confidence,
+        "verdicts": content_hash([policy.validation, best.validation]),
+    }
+    stage = Stage(name, inputs, after=(*policy.made_by, *best.made_by))
+    result = run.ledger.result(stage)
+    if result is None:
+        ids = list(best.validation)
+        fall = paired_gain(
+            [policy.validation[key] for key in ids],
+            [best.validation[key] for key in ids],
+            confidence=asked.confidence,
+        )
+        is_fall = fall is not None and fall.high < 0
+        result = {
+            "is_worse": is_fall,
+            "than": best.policy.iteration,
+            "gain": fall and dataclasses.asdict(fall),
+        }
+        run.ledger.append(stage, result, seconds=0.0)
+    return bool(result["is_worse"])
+
+
+def pass_rate(policy: PromptedPolicy) -> float:
+    """Return a policy's greedy pass@1 on D_val."""
+    judged = [is_correct for is_correct in policy.validation.values() if is_correct is not None]
+    return sum(judged) / len(judged)
+
+
+def measure(
+    run: Run, policy: PromptedPolicy, *, then: Draw | None = None, last: bool = False, best: bool = False
+) -> None:
+    """Measure a policy on the test problems, on some training problems and on the recipe's evals.
 
     Args:
+        run: the run.
+        policy: whose solutions.
         then: what the same sampling process draws afterwards.
+        last: the policy is the last one, and so measured on the evals for it.
+        best: the policy is the best on D_val, and so measured on the evals for it.
     """
-    planned = plan_measurement(run.place, policy, _test_problems(run, policy))
-    draws = list(planned.draws.values())
-    judged = draw_and_judge(run.place, [*draws, then] if then else draws)
-    return finish_measurement(run.place, planned, dict(zip(planned.draws, judged, strict=False)))
+    wanted = {"every"} | ({"last"} if last else set()) | ({"best"} if best else set())
+    if policy.policy.iteration == 0:  # what all others are compared with
+        wanted = {"every", "last", "best"}
+    measurements = [_test_problems(run, policy), *_train_problems(run, policy)]
+    measurements += [
+        measurement_of(one.spec, one.benchmark, one.name, model=run.recipe.model, seed=run.recipe.seed)
+        for one in run.problems.evals
+        if one.choice.when in wanted
+    ]
+    planned = [plan_measurement(run.place, policy, one) for one in measurements]
+    draws = [draw for one in planned for draw in one.draws.values()]
+    judged = iter(draw_and_judge(run.place, [*draws, then] if then else draws))
+    for one in planned:
+        finish_measurement(run.place, one, {decoding: next(judged) for decoding in one.draws})
 
 
 def _test_problems(run: Run, policy: PromptedPolicy) -> Measurement:
@@ -209,6 +279,26 @@ def _test_problems(run: Run, policy: PromptedPolicy) -> Measurement:
         confidence=asked.confidence,
         format=asked.format,
     )
+
+
+def _train_problems(run: Run, policy: PromptedPolicy) -> list[Measurement]:
+    """Return how the first training problems are measured, greedily: nothing where the recipe wants none."""
+    asked = run.recipe.evaluation
+    if not asked.num_train_problems:
+        return []
+    return [
+        Measurement(
+            name="train",
+            title="training problems",
+            problems=run.problems.rendered("train", policy.prompt)[: asked.num_train_problems],
+            prompt=policy.prompt,
+            asked=run.asked(policy.prompt),
+            params={"greedy": _greedy(run)},
+            pass_at=(1,),
+            confidence=asked.confidence,
+            format=asked.format,
+        )
+    ]
 
 
 def _greedy(run: Run) -> SamplingParams:
@@ -255,6 +345,14 @@ def _scores(draws: Sequence[Draw], judged: Sequence[Sequence[GradedSolution]]) -
             )
         scores.append(sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts))
     return scores
+
+
+def _verdicts(graded: Sequence[GradedSolution]) -> dict[str, bool | None]:
+    """Return by problem whether its greedy solution is correct; None where it could not be judged."""
+    return {
+        one.solution.problem_id: None if one.verdict is Verdict.UNSCORABLE else one.verdict is Verdict.CORRECT
+        for one in graded
+    }
 
 
 def _train(

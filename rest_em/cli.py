@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rest_em import __version__
-from rest_em.cli_evaluate import evaluate
+from rest_em.cli_evaluate import WithNumbers, compare, evaluate, whole_numbers
 from rest_em.errors import (
     ProblemError,
     RecipeError,
@@ -51,6 +51,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with rest_em.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+evals_app = typer.Typer(help="The evals that come with rest_em.", no_args_is_help=True)
+app.add_typer(evals_app, name="evals")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")]
 Overrides = Annotated[
@@ -169,6 +171,8 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        for line in _overlap_lines(recipe, problems):
+            progress.say(line)
         judges = stack.enter_context(Judges(folder / "logs" / "graders.log"))
         supervisor = stack.enter_context(Supervisor(ranks, folder))
         num_done = len(ledger.records)
@@ -215,7 +219,28 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
         for variant in (*base_variants(prompt), tuned_variant(prompt), training_variant(prompt)):
             problems.check(variant)
         canary(recipe.reward, problems.rendered("train", tuned_variant(prompt))[0], Progress().say)
+    for one in problems.evals:
+        if one.spec.reward is not None:
+            canary(one.spec.reward, one.benchmark.problems[0], Progress().say)
     return problems
+
+
+def _overlap_lines(recipe: Recipe, problems: ProblemSets) -> list[str]:
+    """Return what is to be told of training problems that overlap with what is measured on."""
+    from rest_em.problems import tuned_variant
+    from rest_em.problems.overlap import overlap_report
+
+    asked = recipe.evaluation
+    if asked.contamination == "ignore":
+        return []
+    left_out = {one.problem_id for one in problems.overlaps} if asked.contamination == "exclude" else set()
+    num_train = len(problems.rendered("train", tuned_variant(recipe.prompt))) + len(left_out)
+    names = ("test", *(one.name for one in problems.evals))
+    lines = overlap_report(problems.overlaps, num_train, names)
+    told = [f"contamination: {line}" for line in lines]
+    if left_out:
+        told.append(f"contamination: {len(left_out):,} training problems are left out")
+    return told
 
 
 @contextmanager
@@ -245,6 +270,12 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     console.print(f"{recipe}: fine", markup=False, soft_wrap=True)
     console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
     console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
+    for one in problems.evals:
+        console.print(
+            f"eval {one.name}: {len(one.benchmark.problems)} problems, {one.choice.when}", markup=False
+        )
+    for line in _overlap_lines(loaded, problems):
+        print(line)
     _report_references(loaded, problems)
     tuned = tuned_variant(loaded.prompt)
     for variant in (*variants, *(() if tuned in variants else (tuned,))):
@@ -289,32 +320,7 @@ def _as_sampled(recipe: Recipe, prompt: str | Messages) -> str:
     return str(tokenizer.decode(encode_prompt(tokenizer, prompt)))
 
 
-class _WithNumbers(typer.core.TyperCommand):
-    """A command whose option `--k` takes all the numbers that follow it: `--k 1 8 64`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each number an option of its own, as click reads them."""
-        spelt: list[str] = []
-        is_listing = False
-        for argument in args:
-            is_number = re.fullmatch(r"[0-9][0-9,]*", argument) is not None
-            if is_listing and is_number and spelt[-1] != "--k":
-                spelt.append("--k")
-            is_listing = argument.partition("=")[0] == "--k" or (is_listing and is_number)
-            spelt.append(argument)
-        return super().parse_args(ctx, spelt)
-
-
-def _whole_numbers(texts: list[str] | None) -> list[int]:
-    """Return the numbers of `--k 1 --k 8,64`."""
-    parts = [part.strip() for text in texts or [] for part in text.split(",")]
-    for part in parts:
-        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", part):
-            raise typer.BadParameter(f"{part!r} is no whole number > 0; --k 1 8 64 is wanted")
-    return [int(part) for part in parts]
-
-
-@app.command(cls=_WithNumbers)
+@app.command(cls=WithNumbers)
 def score(
     *,
     problems: Annotated[
@@ -367,7 +373,7 @@ def score(
 
     Lines that cannot be used are told by number, the others are judged, and the exit status is 1.
     """
-    ks = _whole_numbers(k)
+    ks = whole_numbers(k)
     given = {
         key: (f"{option} {value}", value)
         for key, option, value in (
@@ -400,6 +406,7 @@ def score(
 
 
 app.command()(evaluate)
+app.command(cls=WithNumbers)(compare)
 
 
 @app.command()
@@ -419,20 +426,38 @@ def show(
         print_summary(summary, console())
 
 
-def _recipes_folder() -> Path:
-    """Return where the shipped recipes are: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+def _list(kind: str) -> None:
+    """List what is shipped of a kind, with the first line of each."""
+    from rest_em.recipe import shipped
+
+    folder = shipped(kind)
+    for path in sorted(folder.rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{path.relative_to(folder).with_suffix('')}: {first}")
+
+
+def _copy(kind: str, name: str, target: Path) -> None:
+    """Copy what is shipped under a name, and the files beside it, into a folder of the user's own."""
+    from rest_em.recipe import shipped
+
+    folder = shipped(kind)
+    source = folder / f"{name}.yaml"
+    if not source.is_file():
+        names = ", ".join(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+        raise RecipeError(f"{name}: no such {kind[:-1]}; there are: {names}")
+    if target.exists():
+        raise RecipeError(f"{target}: exists already; name a folder that does not")
+    try:
+        shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be made: {error.strerror or error}") from error
+    print(target / source.name)
 
 
 @recipes_app.command("list")
 def list_recipes() -> None:
     """List the recipes that come with rest_em, with the first line of each."""
-    folder = _recipes_folder()
-    for path in sorted(folder.rglob("*.yaml")):
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"{path.relative_to(folder).with_suffix('')}: {first}")
+    _list("recipes")
 
 
 @recipes_app.command("copy")
@@ -441,18 +466,22 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="A folder to make; the recipe's data comes along.")],
 ) -> None:
     """Copy a recipe and the files beside it into a folder of your own."""
-    folder = _recipes_folder()
-    source = folder / f"{name}.yaml"
-    if not source.is_file():
-        names = ", ".join(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-        raise RecipeError(f"{name}: no such recipe; there are: {names}")
-    if target.exists():
-        raise RecipeError(f"{target}: exists already; name a folder that does not")
-    try:
-        shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
-    except OSError as error:
-        raise RecipeError(f"{target}: cannot be made: {error.strerror or error}") from error
-    print(target / source.name)
+    _copy("recipes", name, target)
+
+
+@evals_app.command("list")
+def list_evals() -> None:
+    """List the evals that come with rest_em, with the first line of each."""
+    _list("evals")
+
+
+@evals_app.command("copy")
+def copy_eval(
+    name: Annotated[str, typer.Argument(help="A name that `rest_em evals list` prints.")],
+    target: Annotated[Path, typer.Argument(help="A folder to make; all evals go there.")],
+) -> None:
+    """Copy the evals into a folder of your own."""
+    _copy("evals", name, target)
 
 
 @app.command("_stage", hidden=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from rest_em.errors import RecipeError, RunInterruptedError
 from rest_em.stages import Ranks, Supervisor, follow, interruptible
@@ -17,13 +19,6 @@ from rest_em.stages import Ranks, Supervisor, follow, interruptible
 if TYPE_CHECKING:
     from rest_em.evaluating import Measured, Target
     from rest_em.measuring import Measurement
-
-
-def shipped(kind: str) -> Path:
-    """Return where the shipped `recipes` or `evals` are: inside the installed package, or in a checkout."""
-    package = Path(__file__).parent
-    installed = package / kind
-    return installed if installed.is_dir() else package.parent / kind
 
 
 def evaluate(
@@ -92,9 +87,10 @@ def evaluate(
                 with suppress(RunInterruptedError):  # rank 0 tells it
                     follow(ranks)
             return
-        from rest_em.evaluating import find_eval, load_measurements
+        from rest_em.evaluating import load_measurements
+        from rest_em.recipe import find_eval
 
-        paths = [find_eval(name, shipped("evals")) for name in evals]
+        paths = [find_eval(name) for name in evals]
         said = dict(_named(text, [path.stem for path in paths]) for text in data or [])
         keys = overrides or []
         of_model = [key for key in keys if key.startswith("model.")]
@@ -108,6 +104,76 @@ def evaluate(
             else _judge(solutions, found, measurements, is_overwriting=overwrite)
         )
     _print(found, measured, as_json=as_json)
+
+
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A table of samples, verdicts of rest_em score, a log of another harness; or a folder of "
+            "evaluations, or a run with an iteration: runs/NAME:0.",
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="As A; what is hoped to be better.")],
+    *,
+    evals: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval", metavar="NAME", help="Of folders: only this eval; by default all that both have."
+        ),
+    ] = None,
+    k: Annotated[
+        list[str] | None, typer.Option("--k", metavar="K...", help="The k of pass@k and maj@k: --k 1 8 64.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="C", help="Of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the bootstrap.")] = 0,
+    show_problems: Annotated[
+        bool, typer.Option("--problems", help="Name the problems that B wins and loses.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
+) -> None:
+    """Compare two policies on the same problems: paired, with intervals, and a verdict in words."""
+    from rest_em.comparing import compare_stored
+    from rest_em.report.cells import console
+    from rest_em.report.comparison import print_comparison
+
+    if not 0 < confidence < 1:
+        raise typer.BadParameter(f"--confidence {confidence}: a number between 0 and 1 is wanted")
+    ks = whole_numbers(k)
+    with interruptible():
+        found = compare_stored(a, b, names=evals or [], ks=ks, confidence=confidence, seed=seed)
+    if as_json:
+        values = {name: one.to_json() for name, one in found.items()}
+        print(json.dumps(values, indent=2, allow_nan=False))
+        return
+    for name, one in found.items():
+        print_comparison(name, one, console(), shows_problems=show_problems)
+
+
+class WithNumbers(typer.core.TyperCommand):
+    """A command whose option `--k` takes all the numbers that follow it: `--k 1 8 64`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each number an option of its own, as click reads them."""
+        spelt: list[str] = []
+        is_listing = False
+        for argument in args:
+            is_number = re.fullmatch(r"[0-9][0-9,]*", argument) is not None
+            if is_listing and is_number and spelt[-1] != "--k":
+                spelt.append("--k")
+            is_listing = argument.partition("=")[0] == "--k" or (is_listing and is_number)
+            spelt.append(argument)
+        return super().parse_args(ctx, spelt)
+
+
+def whole_numbers(texts: list[str] | None) -> list[int]:
+    """Return the numbers of `--k 1 --k 8,64`."""
+    parts = [part.strip() for text in texts or [] for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", part):
+            raise typer.BadParameter(f"{part!r} is no whole number > 0; --k 1 8 64 is wanted")
+    return [int(part) for part in parts]
 
 
 def _named(text: str, names: Sequence[str]) -> tuple[str | None, str]:

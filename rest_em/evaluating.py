@@ -27,11 +27,13 @@ from rest_em.measuring import (
     measurement_of,
     plan_measurement,
     samples_path,
+    with_votes,
 )
 from rest_em.problems.benchmark import load_benchmark
 from rest_em.recipe import ModelSection, PromptVariant, load_eval, load_recipe
 from rest_em.report.progress import Progress
 from rest_em.rewards.graders import check_unscorable
+from rest_em.rewards.registry import same_answer_of
 from rest_em.run import PromptedPolicy, Workplace
 from rest_em.samples import Sample, write_samples
 from rest_em.scoring import ScoreFiles, judge_stored
@@ -70,22 +72,6 @@ class Measured:
     stage: str
     """Its name in the ledger of the folder."""
     evaluation: Evaluation
-
-
-def find_eval(name: str, shipped: Path) -> Path:
-    """Return the file of an eval: a path, or the name of one that comes with rest_em.
-
-    Raises:
-        RecipeError: there is neither.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    found = shipped / f"{name}.yaml"
-    if not found.is_file():
-        names = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
-        raise RecipeError(f"{name}: no such eval; name a YAML file, or one of {names}")
-    return found
 
 
 def target_of_model(name: str, overrides: Sequence[str], output: Path | None, seed: int | None) -> Target:
@@ -282,7 +268,8 @@ def judge_solutions(
     section = measurement.asked.reward
     judge_stored(files, section, progress, is_overwriting=is_overwriting)
     verdicts = read_lines(files.output)
-    samples = [_judged(measurement, one, row) for one, row in zip(samples, verdicts, strict=True)]
+    judged_samples = [_judged(measurement, one, row) for one, row in zip(samples, verdicts, strict=True)]
+    samples = list(with_votes(judged_samples, same_answer_of(section)))
     unscorable = [one.reason for one in samples if one.verdict is Verdict.UNSCORABLE]
     check_unscorable(unscorable, len(samples), section, measurement.name)
     write_samples(samples_path(folder, stage), samples)

@@ -6,6 +6,7 @@ The recipe's own test problems and every eval go this way. Which sets are measur
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rest_em.drawing import Draw, plan_draw
-from rest_em.evaluation import Columns, ColumnsBuilder, Evaluation, Metrics, summarize
+from rest_em.evaluation import Columns, ColumnsBuilder, Evaluation, Metrics, SameAnswer, summarize
 from rest_em.ledger import Stage
 from rest_em.problems.benchmark import Benchmark
 from rest_em.problems.prompts import resolve_variant
@@ -181,9 +182,10 @@ def finish_measurement(
     result = place.ledger.result(stage)
     if result is None:
         started = time.monotonic()
-        samples = [
-            sample_of(measurement, decoding, one) for decoding, graded in judged.items() for one in graded
-        ]
+        samples = with_votes(
+            [sample_of(measurement, decoding, one) for decoding, graded in judged.items() for one in graded],
+            same_answer_of(measurement.asked.reward),
+        )
         write_samples(samples_path(place.folder, stage.name), samples)
         evaluation = evaluation_of(measurement, samples)
         seconds = time.monotonic() - started
@@ -198,7 +200,6 @@ def evaluation_of(measurement: Measurement, samples: Sequence[Sample]) -> Evalua
         pass_at=measurement.pass_at,
         majority_at=measurement.majority_at if answer_name(reward) != "none" else (),
         confidence=measurement.confidence,
-        same_answer=same_answer_of(reward),
     )
     greedy = _columns(measurement, samples, "greedy") if "greedy" in measurement.params else None
     sampled = _columns(measurement, samples, "sampled") if "sampled" in measurement.params else None
@@ -233,6 +234,32 @@ def sample_of(measurement: Measurement, decoding: Decoding, graded: GradedSoluti
     )
 
 
+def with_votes(samples: Sequence[Sample], same_answer: SameAnswer | None) -> Sequence[Sample]:
+    """Return samples each with what its answer counts for in a vote: the first one that means the same.
+
+    Args:
+        samples: of any problems.
+        same_answer: whether two answers mean the same; None: whether they are written alike.
+    """
+    if same_answer is None:
+        return samples
+    firsts: dict[tuple[str, str], str] = {}
+    seen: dict[str, list[str]] = {}
+    voting = []
+    for one in samples:
+        if one.answer is None:
+            voting.append(one)
+            continue
+        key = (one.problem_id, one.answer)
+        if key not in firsts:
+            classes = seen.setdefault(one.problem_id, [])
+            firsts[key] = next((first for first in classes if same_answer(first, one.answer)), one.answer)
+            if firsts[key] == one.answer:
+                classes.append(one.answer)
+        voting.append(dataclasses.replace(one, vote=firsts[key]))
+    return voting
+
+
 def _columns(measurement: Measurement, samples: Sequence[Sample], decoding: Decoding) -> Columns:
     builder = ColumnsBuilder()
     for problem in measurement.problems:
@@ -244,7 +271,7 @@ def _columns(measurement: Measurement, samples: Sequence[Sample], decoding: Deco
             builder.add(
                 one.problem_id,
                 one.verdict,
-                answer=one.answer,
+                answer=one.answer if one.vote is None else one.vote,
                 reward=one.reward,
                 text=one.text,
                 is_truncated=None if one.finish_reason is None else one.finish_reason == "length",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Decoding = Literal["greedy", "sampled"]
 
-CODED = ["problem_id", "decoding", "verdict", "answer", "finish_reason", "group", "cluster"]
+CODED = ["problem_id", "decoding", "verdict", "answer", "finish_reason", "group", "cluster", "vote"]
 """Columns in which texts come again."""
 ROWS_A_GROUP = 50_000
 """Rows of a Parquet row group: what is in memory while a table is written or its text is read."""
@@ -65,6 +65,9 @@ class Sample:
     """Over which macro averages go, such as a task of BIG-Bench Hard; None where there are none."""
     cluster: str | None = None
     """Problems of one source, whose standard errors are clustered; None where each is its own."""
+    vote: str | None = None
+    """What the answer counts for in majority votes: the first answer of the problem's that means the same;
+    None: the answer itself."""
 
 
 def schema() -> pa.Schema:
@@ -89,6 +92,7 @@ def schema() -> pa.Schema:
             pa.field("is_format_valid", pa.bool_()),
             pa.field("group", text),
             pa.field("cluster", text),
+            pa.field("vote", text),
         ]
     )
 
@@ -115,6 +119,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         "prompt": json.dumps(sample.prompt, ensure_ascii=False),
         "reference": json.dumps(sample.reference, ensure_ascii=False),
         "verdict": sample.verdict.value,
+        "vote": sample.answer if sample.vote is None else sample.vote,
     }
 
 
@@ -133,6 +138,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     "prompt": prompt if isinstance(prompt, str) else tuple(prompt),
                     "reference": json.loads(row["reference"]),
                     "verdict": Verdict(row["verdict"]),
+                    "vote": None if row["vote"] == row["answer"] else row["vote"],
                 }
             )
 

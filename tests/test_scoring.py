@@ -20,7 +20,8 @@ import tiny_run
 import typer
 from process_watch import is_gone_within, processes_in
 
-from rest_em.cli import _whole_numbers, app
+from rest_em.cli import app
+from rest_em.cli_evaluate import whole_numbers
 from rest_em.problems.stored import read_problems
 from rest_em.report.score import MAX_REASONS, OTHER_REASONS, Tally, summarize_score
 from rest_em.types import Verdict
@@ -552,7 +553,7 @@ def test_k_is_given_in_any_form(
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1,", "1.5", "9" * 99])
 def test_a_k_that_is_no_whole_number_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"no whole number > 0; --k 1 8 64 is wanted"):
-        _whole_numbers(["1", text])
+        whole_numbers(["1", text])
 
 
 def test_what_follows_k_and_is_no_number_is_not_taken_for_one(desk: Desk) -> None:

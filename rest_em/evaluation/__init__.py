@@ -5,6 +5,7 @@ arrays, `summary` all figures of a policy, `comparison` two policies on the same
 """
 
 from rest_em.evaluation.columns import CODES, Columns, ColumnsBuilder, columns_of, columns_of_table
+from rest_em.evaluation.comparison import Comparison, Difference, Side, compare
 from rest_em.evaluation.estimators import best_at_k, pass_at_k
 from rest_em.evaluation.intervals import Estimate, Figure, SignTest, estimate, paired_gain, sign_test
 from rest_em.evaluation.summary import (
@@ -25,6 +26,8 @@ __all__ = [
     "CODES",
     "Columns",
     "ColumnsBuilder",
+    "Comparison",
+    "Difference",
     "Estimate",
     "Evaluation",
     "Figure",
@@ -32,12 +35,14 @@ __all__ = [
     "Metrics",
     "SameAnswer",
     "Shares",
+    "Side",
     "SignTest",
     "VoteClass",
     "best_at_k",
     "by_difficulty",
     "columns_of",
     "columns_of_table",
+    "compare",
     "estimate",
     "gain",
     "majority_at_k",

@@ -62,6 +62,33 @@ class Columns:
         """P."""
         return len(self.problem_ids)
 
+    def of_problems(self, problem_ids: Sequence[str]) -> Columns:
+        """Return the samples of some problems, in the order given.
+
+        Args:
+            problem_ids: each a problem of these columns, once.
+        """
+        places = {key: place for place, key in enumerate(self.problem_ids)}
+        chosen = [places[key] for key in problem_ids]
+        renumbered = np.full(self.num_problems, -1, dtype=np.int32)
+        renumbered[chosen] = np.arange(len(chosen))
+        problem = renumbered[self.problem]
+        own = problem >= 0
+        return Columns(
+            problem_ids=list(problem_ids),
+            groups=[self.groups[place] for place in chosen],
+            clusters=[self.clusters[place] for place in chosen],
+            problem=problem[own],
+            verdict=self.verdict[own],
+            reward=self.reward[own],
+            answer=self.answer[own],
+            answers=self.answers,
+            is_truncated=self.is_truncated[own],
+            is_format_valid=self.is_format_valid[own],
+            num_tokens=self.num_tokens[own],
+            text=self.text[own],
+        )
+
     def ballots(self, same_answer: SameAnswer | None = None) -> list[Ballot]:
         """Return the votes of each problem's samples that could be judged; `same_answer` as in `votes`."""
         is_judged = self.verdict != UNKNOWN
@@ -191,13 +218,13 @@ def columns_of_table(path: Path) -> Mapping[Decoding, Columns]:
         SamplesError: it is no such table, or a solution stands there twice.
     """
     table = open_table(path, as_codes=True)
-    names = ("problem_id", "decoding", "index", "verdict", "reward", "answer", "finish_reason", "num_tokens")
+    names = ("problem_id", "decoding", "index", "verdict", "reward", "vote", "finish_reason", "num_tokens")
     rows = table.read([*names, "is_format_valid", "group", "cluster"]).unify_dictionaries().combine_chunks()
     problem, problem_ids = _coded(rows["problem_id"])
     decoding, decodings = _coded(rows["decoding"])
     index = rows["index"].to_numpy()
     _refuse_twice(path, problem, problem_ids, decoding, index)
-    answer, answers = _coded(rows["answer"])
+    answer, answers = _coded(rows["vote"])
     verdict, verdicts = _coded(rows["verdict"])
     of_verdict = np.array([CODES[Verdict(each)] for each in verdicts], dtype=np.int8)
     finish, reasons = _coded(rows["finish_reason"])

@@ -277,11 +277,8 @@ def _figures(
     is_macro: bool = False,
 ) -> Figures:
     """Return the figures over the chosen problems."""
-    clusters = None
-    if any(one is not None for one in columns.clusters):
-        labels = zip(columns.clusters, columns.problem_ids, chosen.tolist(), strict=True)
-        # A problem without a source is a source of its own.
-        clusters = [(one is None, one or key) for one, key, is_chosen in labels if is_chosen]
+    labels = clusters_of(columns)
+    clusters = labels and [one for one, is_chosen in zip(labels, chosen.tolist(), strict=True) if is_chosen]
     strata = columns.groups if is_macro else None
 
     def figure(each: Floats, wanted: str, *, is_share: bool = True) -> Figure:
@@ -304,6 +301,14 @@ def _figures(
         best_at={k: figure(each, _too_few(k), is_share=False) for k, each in values.best_at.items()},
         coverage=None if values.coverage is None else figure(values.coverage, _too_few(1)),
     )
+
+
+def clusters_of(columns: Columns) -> list[object] | None:
+    """Return what each problem comes from, itself where it says nothing; None where no problem says it."""
+    if all(one is None for one in columns.clusters):
+        return None
+    labels = zip(columns.clusters, columns.problem_ids, strict=True)
+    return [(one is None, one or key) for one, key in labels]
 
 
 def _too_few(k: int) -> str:

@@ -13,6 +13,7 @@ from rest_em.recipe.loading import (
 )
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
 from rest_em.recipe.sections import (
+    EvalChoice,
     EvaluationSection,
     ModelSection,
     ProblemSource,
@@ -28,11 +29,13 @@ from rest_em.recipe.sections import (
     TrackingSection,
     TrainingSection,
 )
+from rest_em.recipe.shipped import find_eval, shipped
 
 __all__ = [
     "OWNED_LORA_KEYS",
     "OWNED_TRAINING_KEYS",
     "Eval",
+    "EvalChoice",
     "EvaluationSection",
     "ModelSection",
     "ProblemSource",
@@ -51,9 +54,11 @@ __all__ = [
     "check_library_keys",
     "difference",
     "dump_recipe",
+    "find_eval",
     "load_eval",
     "load_recipe",
     "load_reward_section",
     "nearest",
     "run_name_of",
+    "shipped",
 ]

@@ -6,7 +6,6 @@ Its sections are those of a recipe as far as measuring needs them: `problems, pr
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +21,7 @@ from rest_em.recipe.sections import (
     Section,
     Wanted,
     refuse_contradictions,
+    regex_mistakes,
 )
 
 
@@ -151,9 +151,6 @@ class Eval(Section):
                 text = f"has k = {largest} and sampling.num_samples is {self.sampling.num_samples}"
                 wrong.append((("metrics", key), f"{text}; give num_samples: {largest}, or a smaller k"))
         if self.metrics.format is not None:
-            try:
-                re.compile(self.metrics.format)
-            except re.error as error:
-                wrong.append((("metrics", "format"), f"is no regular expression: {error}"))
+            wrong += [(("metrics", "format"), text) for text in regex_mistakes(self.metrics.format)]
         refuse_contradictions(wrong)
         return self

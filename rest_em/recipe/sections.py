@@ -422,8 +422,21 @@ class TrainingSection(Section):
         return self
 
 
+class EvalChoice(Section):
+    """A benchmark on which a run's policies are measured beside its own test problems."""
+
+    path: NonEmpty
+    """An eval's YAML file, or the name of one that comes with rest_em."""
+    data: NonEmpty | None = None
+    """Its data, as `rest_em evaluate --data`: a file, a folder or a hub id; None is the eval's own."""
+    when: Literal["every", "last", "best"] = "every"
+    """Which policies are measured: each iteration's, the last, or the best on D_val; the base always."""
+    limit: AtLeastOne | None = None
+    """Only so many of its problems; of each group as many as can be."""
+
+
 class EvaluationSection(Section):
-    """How policies are measured on the test problems and chosen on D_val."""
+    """How policies are measured on the test problems, on benchmarks and on D_val."""
 
     num_samples: Annotated[int, Field(ge=0)] = 8
     """Samples a test problem for pass@k and maj@k; 0 measures greedy pass@1 only."""
@@ -441,16 +454,38 @@ class EvaluationSection(Section):
     """Of the intervals."""
     format: NonEmpty | None = None
     """A regular expression that is found in a solution with the format that the prompt asks for."""
+    num_train_problems: Annotated[int, Field(ge=0)] = 200
+    """So many training problems, the first, are measured greedily too, for the gap to the test problems."""
+    evals: tuple[EvalChoice, ...] = ()
+    """Benchmarks on which the policies are measured: transfer sets."""
+    stop_on: Literal["never", "validation"] = "never"
+    """`validation` ends the iterations when greedy pass@1 on D_val falls below the best policy's, beyond the
+    interval of their paired difference."""
+    contamination: Literal["report", "exclude", "ignore"] = "report"
+    """Training problems that overlap with test problems or benchmarks: tell of them, or leave them out."""
+    contamination_words: AtLeastOne = 13
+    """A run of so many words that two problems share is an overlap."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         wrong: list[Contradiction] = []
+        if self.format is not None:
+            wrong += [(("format",), text) for text in regex_mistakes(self.format)]
         for key, ks in (("pass_at", [k for k in self.pass_at if k > 1]), ("majority_at", self.majority_at)):
             if max(ks, default=0) > self.num_samples:
                 text = f"has k = {max(ks)} and evaluation.num_samples is {self.num_samples}"
                 wrong.append(((key,), f"{text}; give num_samples: {max(ks)}, or a smaller k"))
         refuse_contradictions(wrong)
         return self
+
+
+def regex_mistakes(pattern: str) -> list[str]:
+    """Return what is wrong with a regular expression, if anything."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return [f"is no regular expression: {error}"]
+    return []
 
 
 def _up_to_all(said: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,217 @@
+"""Two policies on the same problems: what each k says of which is better, and how sure that is.
+
+A verdict in words never says more than its interval: a difference is called one if the interval of the paired
+gain leaves out 0, and enough problems differ that chance alone would seldom make all of them differ one way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rest_em.evaluation.columns import Columns
+from rest_em.evaluation.intervals import Estimate, Figure, SignTest, estimate, paired_gain, sign_test
+from rest_em.evaluation.summary import Floats, Metrics, clusters_of, values_of
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One policy's judged samples.
+
+    Example:
+        Side("base", greedy=columns, sampled=None)
+    """
+
+    name: str
+    greedy: Columns | None
+    sampled: Columns | None
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of either kind, for what both share: the problems."""
+        found = self.sampled or self.greedy
+        assert found is not None, "there are solutions of one kind at least"
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure of two policies.
+
+    Example:
+        Difference("pass@8", a, b, gain, sign, verdict="B is better at pass@8 by 4.1 points (+1.3 to +6.9)")
+    """
+
+    figure: str
+    """`greedy pass@1`, `pass@8`, `maj@8`."""
+    a: Figure
+    b: Figure
+    gain: Estimate | None
+    """Of b over a, paired by problem; None where fewer than two problems have both figures."""
+    sign: SignTest
+    """Problems that b wins and loses."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two policies' samples say of which is better."""
+
+    a: str
+    b: str
+    num_problems: int
+    """That both have."""
+    num_only_a: int
+    num_only_b: int
+    """Problems that only one has are left out, and counted."""
+    confidence: float
+    differences: Sequence[Difference]
+    won: Sequence[str]
+    """Problems on which b's first figure is higher."""
+    lost: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        value = dataclasses.asdict(self)
+        for one, written in zip(self.differences, value["differences"], strict=True):
+            written["a"], written["b"] = one.a.to_json(), one.b.to_json()
+        return value
+
+
+def compare(
+    a: Side,
+    b: Side,
+    *,
+    ks: Sequence[int] = (),
+    confidence: float = 0.95,
+    seed: int = 0,
+    has_votes: bool = True,
+) -> Comparison:
+    """Compare two policies on the problems that both have.
+
+    Args:
+        a: the one that is there, such as the base.
+        b: the one that is hoped to be better.
+        ks: of pass@k and maj@k; none is the powers of 2 up to the number of samples that both have of most
+            problems.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+        has_votes: compare majority votes too.
+
+    Raises:
+        ValueError: they share no problem, or no kind of solutions.
+    """
+    shared = [key for key in a.columns.problem_ids if key in set(b.columns.problem_ids)]
+    if not shared:
+        raise ValueError(f"{a.name} and {b.name} have no problem in common")
+    one, other = _restricted(a, shared), _restricted(b, shared)
+    has_greedy = one.greedy is not None and other.greedy is not None
+    has_samples = one.sampled is not None and other.sampled is not None
+    if not (has_greedy or has_samples):
+        raise ValueError(f"of {a.name} and {b.name} one has greedy solutions and the other samples only")
+    ks = sorted({*ks}) or (_common_ks(one, other) if has_samples else [])
+    metrics = Metrics(ks, [k for k in ks if k > 1] if has_votes else (), confidence)
+    values = [
+        values_of(side.greedy if has_greedy else None, side.sampled if has_samples else None, metrics)
+        for side in (one, other)
+    ]
+    pairs: dict[str, tuple[Floats, Floats]] = {}
+    if has_greedy:
+        pairs["greedy pass@1"] = (values[0].pass_at[1], values[1].pass_at[1])
+    pairs |= {
+        f"pass@{k}": (values[0].pass_at[k], values[1].pass_at[k])
+        for k in values[0].pass_at
+        if not (k == 1 and has_greedy)
+    }
+    pairs |= {f"maj@{k}": (values[0].majority_at[k], values[1].majority_at[k]) for k in values[0].majority_at}
+    clusters = clusters_of(one.columns)
+    differences = [
+        _difference(name, *pair, a.name, b.name, clusters=clusters, confidence=confidence, seed=seed)
+        for name, pair in pairs.items()
+    ]
+    gaps = np.subtract(*reversed(next(iter(pairs.values()))))
+    return Comparison(
+        a=a.name,
+        b=b.name,
+        num_problems=len(shared),
+        num_only_a=a.columns.num_problems - len(shared),
+        num_only_b=b.columns.num_problems - len(shared),
+        confidence=confidence,
+        differences=differences,
+        won=[key for key, gap in zip(shared, gaps, strict=True) if gap > 0],
+        lost=[key for key, gap in zip(shared, gaps, strict=True) if gap < 0],
+    )
+
+
+def _restricted(side: Side, problem_ids: Sequence[str]) -> Side:
+    """Return a side's samples of these problems, in their order."""
+    return Side(
+        side.name,
+        None if side.greedy is None else side.greedy.of_problems(problem_ids),
+        None if side.sampled is None else side.sampled.of_problems(problem_ids),
+    )
+
+
+def _common_ks(one: Side, other: Side) -> list[int]:
+    most = []
+    for side in (one, other):
+        assert side.sampled is not None
+        counts = np.bincount(side.sampled.problem, minlength=side.sampled.num_problems)
+        most.append(int(np.median(counts)))
+    number = max(min(most), 1)
+    return sorted({2**i for i in range(number.bit_length())} | {number})
+
+
+def _difference(
+    figure: str,
+    a_values: Floats,
+    b_values: Floats,
+    a: str,
+    b: str,
+    *,
+    clusters: Sequence[object] | None,
+    confidence: float,
+    seed: int,
+) -> Difference:
+    found = paired_gain(b_values, a_values, clusters=clusters, confidence=confidence, seed=seed)
+    sign = sign_test(b_values, a_values)
+    return Difference(
+        figure,
+        _figure(a_values, clusters=clusters, confidence=confidence),
+        _figure(b_values, clusters=clusters, confidence=confidence),
+        found,
+        sign,
+        _verdict(figure, found, sign, (a, b), confidence),
+    )
+
+
+def _figure(values: Floats, *, clusters: Sequence[object] | None, confidence: float) -> Figure:
+    num_undefined = int(np.isnan(values).sum())
+    why = f"{num_undefined} of {len(values)} problems have too few solutions that could be judged"
+    found = estimate(values, clusters=clusters, confidence=confidence)
+    return Figure(found, len(values) - num_undefined, num_undefined, why if num_undefined else None)
+
+
+def _verdict(
+    figure: str, found: Estimate | None, sign: SignTest, names: tuple[str, str], confidence: float
+) -> str:
+    """Return what may be said, and no more."""
+    a, b = names
+    if found is None:
+        return f"nothing can be said of {figure}: fewer than two problems have it on both sides"
+    low, high = 100 * found.low, 100 * found.high
+    interval = f"{100 * confidence:g} % interval {low:+.1f} to {high:+.1f}"
+    num_decided = sign.num_won + sign.num_lost
+    if found.low <= 0 <= found.high:
+        return f"no difference is shown at {figure} ({interval})"
+    # So few that differ would all differ one way too often if neither were better.
+    if 2.0 ** (1 - num_decided) > 1 - confidence:
+        return f"no difference is shown at {figure}: only {num_decided} problems differ"
+    better, worse = (b, a) if found.value > 0 else (a, b)
+    half = max(high - 100 * found.value, 100 * found.value - low)
+    gain = f"{100 * abs(found.value):.1f} ± {half:.1f} points"
+    return f"{better} is better than {worse} at {figure} by {gain} ({interval})"
