@@ -17,8 +17,12 @@ import yaml
 
 from rest_em import cli
 from rest_em.ledger import Ledger, Stage, read_status, write_status
+from rest_em.status import message_of
 
-VERBS = ("", "run", "check", "score", "show", "recipes", "recipes list", "recipes copy")
+VERBS = (
+    "", "run", "check", "score", "show", "evaluate", "compare", "recipes", "recipes list", "recipes copy",
+    "evals", "evals list", "evals copy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,17 @@ def test_check_shows_what_would_be_sampled_from(call: Call) -> None:
     said = call("check", "tiny.yaml")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()
-    assert lines[:3] == [
+    assert lines[:4] == [
         "tiny.yaml: fine",
         "problems: 16 train, 3 validation, 4 test",
         "solutions an E-step: 64",
+        "contamination: none of 16 training problems overlaps with one of test",
     ]
-    assert "prompt shown of problem train-0" in lines[3]
-    assert lines[4:7] == ["a=bc", "", "tr0="]
-    assert "prompt bare of problem train-0" in lines[7]
-    assert lines[8] == "tr0="
-    assert "prompt 0-shot of problem train-0" in lines[9], "the tuned policies'"
+    assert "prompt shown of problem train-0" in lines[4]
+    assert lines[5:8] == ["a=bc", "", "tr0="]
+    assert "prompt bare of problem train-0" in lines[8]
+    assert lines[9] == "tr0="
+    assert "prompt 0-shot of problem train-0" in lines[10], "the tuned policies'"
 
 
 def test_check_shows_a_prompt_and_an_id_as_they_are(call: Call) -> None:
@@ -294,10 +299,10 @@ def test_a_place_where_nothing_can_be_written_is_told_in_one_line(call: Call) ->
 
 
 def test_a_full_disk_is_no_bug_of_ours_and_other_errors_of_the_system_are() -> None:
-    message = cli._message(OSError(errno.ENOSPC, "No space left on device"))
+    message = message_of(OSError(errno.ENOSPC, "No space left on device"))
     assert message is not None
     assert "make room on the disk of the run's folder, and the same command goes on" in message
-    assert cli._message(OSError(errno.EIO, "Input/output error")) is None
+    assert message_of(OSError(errno.EIO, "Input/output error")) is None
 
 
 def test_a_run_is_found_by_its_name_and_shown_while_it_has_nothing(call: Call) -> None:
@@ -328,14 +333,14 @@ def test_each_verb_has_help(call: Call, verb: str) -> None:
 
 
 def test_every_verb_is_tried(call: Call) -> None:
-    groups = {"": cli.app, "recipes": cli.recipes_app}
+    groups = {"": cli.app, "recipes": cli.recipes_app, "evals": cli.evals_app}
     verbs = {
         f"{group} {command.name or command.callback.__name__}".strip()
         for group, app in groups.items()
         for command in app.registered_commands
         if not command.hidden and command.callback is not None
     }
-    assert verbs | {"", "recipes"} == set(VERBS)
+    assert verbs | {"", "recipes", "evals"} == set(VERBS)
 
 
 def test_the_light_verbs_load_neither_torch_nor_transformers(tmp_path: Path) -> None:

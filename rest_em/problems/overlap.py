@@ -102,13 +102,14 @@ def overlap_report(overlaps: Sequence[Overlap], num_train: int, names: Iterable[
     for name in names:
         own = [one for one in overlaps if one.benchmark == name]
         exact = [one for one in own if one.kind == "exact"]
-        line = (
-            f"{name}: of {num_train:,} training problems {len(exact):,} are among its problems, "
-            f"{len(own) - len(exact):,} more share a long run of words with one"
+        if not own:
+            lines.append(f"none of {num_train:,} training problems overlaps with one of {name}")
+            continue
+        first = own[0]
+        told = f", which share {first.text!r}" if first.text else ""
+        lines.append(
+            f"of {num_train:,} training problems {len(exact):,} are problems of {name} too, "
+            f"{len(own) - len(exact):,} more share a run of words with one; first {first.problem_id!r} and "
+            f"{name}'s {first.benchmark_id!r}{told}"
         )
-        if own:
-            first = own[0]
-            told = f", as in {first.text!r}" if first.text else ""
-            line += f"; first {first.problem_id!r} and its {first.benchmark_id!r}{told}"
-        lines.append(line)
     return lines

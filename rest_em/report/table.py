@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rest_em.evaluation import Estimate, Evaluation, Figure, gain
-from rest_em.ledger import Ledger, as_killed, read_status
+from rest_em.evaluation import Estimate, Evaluation, Figure, by_difficulty, gain
+from rest_em.ledger import Ledger, as_killed, best_iteration, read_status
 from rest_em.report.cells import ABSENT, percent, table_of, with_interval
 from rest_em.storage import is_locked
 
@@ -60,6 +60,21 @@ class IterationSummary:
     """Which of those is the policy."""
     seconds: Mapping[str, float]
     """By kind of stage: sample, judge (beyond the sampling), train, validate, measure."""
+    evals: Mapping[str, Evaluation] = field(default_factory=dict)
+    """The policy on the recipe's evals, and on training problems as `train`."""
+    gains: Mapping[str, Estimate | None] = field(default_factory=dict)
+    """Its greedy pass@1 on each of those over the base's, paired; without the base's own."""
+    difficulty: Mapping[str, Figure] = field(default_factory=dict)
+    """Greedy pass@1 on the test problems of each bucket of the base's success."""
+    stop: Mapping[str, Any] | None = None
+    """What was found of a fall on D_val; None where nobody looks."""
+
+    @property
+    def train_gap(self) -> float | None:
+        """Greedy pass@1 on training problems, less that on test problems."""
+        both = [_first(one) for one in (self.evals.get("train"), self.evaluation) if one is not None]
+        values = [one.value for one in both if one is not None]
+        return values[0] - values[1] if len(values) == 2 else None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value; rates are in [0, 1], None is what has not been measured."""
@@ -85,6 +100,11 @@ class IterationSummary:
             "truncated": _share(self.num_truncated, self.num_sampled),
             "unscorable": _share(self.num_unscorable, self.num_sampled),
             "num_tokens": self.num_tokens,
+            "evals": {name: one.to_json() for name, one in self.evals.items()},
+            "gains": {name: _interval(one) for name, one in self.gains.items()},
+            "difficulty": {name: one.to_json() for name, one in self.difficulty.items()},
+            "train_gap": self.train_gap,
+            "stop": None if self.stop is None else dict(self.stop),
             "validation": list(self.validation),
             "chosen_epoch": self.chosen,
             "seconds": dict(self.seconds),
@@ -100,6 +120,8 @@ class RunSummary:
     iterations: Sequence[IterationSummary]
     base_prompt: Mapping[str, Any] | None
     """Which prompt serves the base, and each candidate's pass@1 on D_val; None while it is not chosen."""
+    best: int = 0
+    """The iteration whose policy is best on D_val; 0 is the base."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value."""
@@ -107,6 +129,7 @@ class RunSummary:
             "name": self.name,
             "status": dict(self.status),
             "base_prompt": self.base_prompt,
+            "best_iteration": self.best,
             "iterations": [one.to_json() for one in self.iterations],
         }
 
@@ -140,6 +163,7 @@ def summarize_run(folder: Path) -> RunSummary:
         status=status,
         iterations=[_summarize(records, number, base) for number in numbers],
         base_prompt=records["iteration-00/prompt"]["result"] if "iteration-00/prompt" in records else None,
+        best=best_iteration(records.values()),
     )
 
 
@@ -159,9 +183,32 @@ def _result(records: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
     return result
 
 
-def _evaluation(records: Mapping[str, Any], number: int) -> Evaluation | None:
-    result = _result(records, f"iteration-{number:02d}/evals/test/metrics")
+def _evaluation(records: Mapping[str, Any], number: int, name: str = "test") -> Evaluation | None:
+    result = _result(records, f"iteration-{number:02d}/evals/{name}/metrics")
     return Evaluation.from_json(result) if result else None
+
+
+def _evals(records: Mapping[str, Any], number: int) -> dict[str, Evaluation]:
+    """Return what a policy was measured on beside the test problems."""
+    pattern = rf"iteration-{number:02d}/evals/([^/]+)/metrics"
+    names = [found[1] for name in records if (found := re.fullmatch(pattern, name)) and found[1] != "test"]
+    measured = {name: _evaluation(records, number, name) for name in names}
+    return {name: one for name, one in measured.items() if one is not None}
+
+
+def _gains(evals: Mapping[str, Evaluation], base: Mapping[str, Evaluation]) -> dict[str, Estimate | None]:
+    same = [
+        name
+        for name in evals
+        if name in base and evals[name].is_correct.keys() == base[name].is_correct.keys()
+    ]
+    return {name: gain(evals[name], base[name]) for name in same}
+
+
+def _first(evaluation: Evaluation) -> Estimate | None:
+    """Return pass@1: the greedy one where there is one."""
+    figure = evaluation.main.pass_at.get(1)
+    return None if figure is None else figure.estimate
 
 
 def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None) -> IterationSummary:
@@ -192,7 +239,17 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         validation=policy.get("validation", []),
         chosen=policy.get("chosen"),
         seconds=_seconds(records, name),
+        evals=_evals(records, number),
+        gains=_gains(_evals(records, number), _evals(records, 0)) if number else {},
+        difficulty=_difficulty(evaluation, base),
+        stop=_result(records, f"{name}/stop") or None,
     )
+
+
+def _difficulty(evaluation: Evaluation | None, base: Evaluation | None) -> dict[str, Figure]:
+    if evaluation is None or base is None or all(rate is None for rate in base.success_rate.values()):
+        return {}
+    return by_difficulty(evaluation, base)
 
 
 def _seconds(records: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -229,9 +286,17 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         console.print("nothing has been measured yet")
         return
     is_wide = console.width >= WIDE
-    tables = [_test_table(summary, is_wide=is_wide), _training_table(summary), _time_table(summary)]
+    tables = [
+        _test_table(summary, is_wide=is_wide),
+        *_eval_tables(summary),
+        *_difficulty_tables(summary),
+        _training_table(summary),
+        _time_table(summary),
+    ]
     for table in tables if is_wide else [tables[0], _shares_table(summary), *tables[1:]]:
         console.print(table)
+    for text in _best_lines(summary):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
@@ -262,6 +327,60 @@ def _test_table(summary: RunSummary, *, is_wide: bool) -> Table:
         else:
             table.add_row(_name(one), *(figure.replace(" ", "\n", 1) for figure in figures))
     return table
+
+
+def _eval_tables(summary: RunSummary) -> list[Table]:
+    """Return greedy pass@1 on training problems and on the evals, as far as there are any."""
+    names = list(dict.fromkeys(name for one in summary.iterations for name in one.evals))
+    if not names:
+        return []
+    table = table_of("pass@1 elsewhere, % with interval, and its gain over the base; gap: training less test")
+    table.add_column("iteration", justify="right")
+    for name in names:
+        for heading in (name, *(("gap",) if name == "train" else ("gain",))):
+            table.add_column(heading, justify="right")
+    for one in summary.iterations:
+        cells: list[str] = []
+        for name in names:
+            measured = one.evals.get(name)
+            cells.append(ABSENT if measured is None else with_interval(_first(measured)))
+            if name == "train":
+                cells.append(ABSENT if one.train_gap is None else f"{100 * one.train_gap:+.1f}")
+            else:
+                cells.append(with_interval(one.gains.get(name), signed=True))
+        if one.evals:
+            table.add_row(_name(one), *cells)
+    return [table]
+
+
+def _difficulty_tables(summary: RunSummary) -> list[Table]:
+    """Return greedy pass@1 by the base's success, where the base has samples."""
+    measured = [one for one in summary.iterations if one.difficulty]
+    if not measured:
+        return []
+    table = table_of("test problems by the base model's success on them, % with interval; pass@1 is greedy")
+    table.add_column("iteration", justify="right")
+    for name, figure in measured[0].difficulty.items():
+        table.add_column(f"{name} ({figure.num_problems + figure.num_undefined})", justify="right")
+    for one in measured:
+        table.add_row(_name(one), *(with_interval(figure.estimate) for figure in one.difficulty.values()))
+    return [table]
+
+
+def _best_lines(summary: RunSummary) -> list[str]:
+    """Return which policy is best on D_val, and why the iterations ended, where they did by themselves."""
+    if not any(one.validation for one in summary.iterations):
+        return []
+    best = "the base model" if summary.best == 0 else f"iteration {summary.best}"
+    lines = [f"best on validation: {best}"]
+    for one in summary.iterations:
+        if one.stop and one.stop["is_worse"]:
+            fall = with_interval(Estimate(**one.stop["gain"]), signed=True)
+            lines.append(
+                f"stopped after iteration {one.iteration}: pass@1 on validation is {fall} points from "
+                f"iteration {one.stop['than']}'s"
+            )
+    return lines
 
 
 def _shares_table(summary: RunSummary) -> Table:

@@ -108,7 +108,8 @@ def test_the_table_shows_what_the_json_has(tmp_path: Path) -> None:
     assert sampling == ["1", "3,200", "400", "12.5", "37.5", "300", "250", "2.0", "0.5", "70,000"]
     (times,) = [row for row in rows if row[:2] == ["1", "60"]]
     assert times == ["1", "60", "7", "80", "4", "5", "156", "1", "25.0", "50.0"]
-    assert rows[-1][:7] == ["all", "-", "-", "-", "-", "-", "161"]
+    assert rows[-2][:7] == ["all", "-", "-", "-", "-", "-", "161"]
+    assert text.splitlines()[-1] == "best on validation: iteration 1"
 
 
 def test_what_could_not_be_judged_is_neither_wrong_nor_without_an_answer(tmp_path: Path) -> None:

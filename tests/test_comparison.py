@@ -1,0 +1,146 @@
+"""Two policies on the same problems, and what may be said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from rest_em.comparing import compare_stored, find_tables
+from rest_em.errors import SamplesError
+from rest_em.evaluation import ColumnsBuilder, Comparison, Side, compare
+from rest_em.samples import Decoding, Sample, write_samples
+from rest_em.types import Verdict
+
+
+def side(name: str, correct: Mapping[str, int], num_samples: int = 1) -> Side:
+    """Return so many correct samples of each problem."""
+    builder = ColumnsBuilder()
+    for key, number in correct.items():
+        for index in range(num_samples):
+            verdict = Verdict.CORRECT if index < number else Verdict.INCORRECT
+            builder.add(key, verdict, answer="1" if index < number else f"w{index}")
+    return Side(name, None, builder.build())
+
+
+def verdict_of(comparison: Comparison, figure: str) -> str:
+    return next(one.verdict for one in comparison.differences if one.figure == figure)
+
+
+def test_a_clear_difference_is_called_one_with_its_interval() -> None:
+    a = side("base", {f"p{k}": int(k < 40) for k in range(100)})
+    b = side("tuned", {f"p{k}": int(k < 60) for k in range(100)})
+    found = compare(a, b)
+    (first,) = [one for one in found.differences if one.figure == "pass@1"]
+    assert (first.sign.num_won, first.sign.num_lost, first.sign.num_tied) == (20, 0, 80)
+    assert first.gain is not None
+    assert first.gain.value == pytest.approx(0.2)
+    assert first.verdict.startswith("tuned is better than base at pass@1 by 20.0 ± 8.")
+    assert found.won == [f"p{k}" for k in range(40, 60)]
+    assert found.lost == []
+
+
+def test_the_worse_one_is_named_worse_whichever_comes_first() -> None:
+    a = side("base", {f"p{k}": int(k < 60) for k in range(100)})
+    b = side("tuned", {f"p{k}": int(k < 40) for k in range(100)})
+    assert verdict_of(compare(a, b), "pass@1").startswith("base is better than tuned at pass@1 by 20.0 ± ")
+
+
+def test_no_difference_is_claimed_that_the_interval_does_not_carry() -> None:
+    a = side("base", {f"p{k}": int(k % 2) for k in range(100)})
+    b = side("tuned", {f"p{k}": int(k % 2 or k < 4) for k in range(100)})  # two of a hundred
+    assert verdict_of(compare(a, b), "pass@1").startswith("no difference is shown at pass@1")
+
+
+def test_a_handful_of_problems_that_all_differ_one_way_carries_nothing() -> None:
+    a, b = side("a", dict.fromkeys("pqrst", 0)), side("b", dict.fromkeys("pqrst", 1))
+    assert verdict_of(compare(a, b), "pass@1") == "no difference is shown at pass@1: only 5 problems differ"
+    a, b = side("a", dict.fromkeys("pqrstu", 0)), side("b", dict.fromkeys("pqrstu", 1))
+    assert verdict_of(compare(a, b), "pass@1").startswith("b is better than a at pass@1 by 100.0")
+
+
+def test_equal_policies_are_seldom_called_different() -> None:
+    import numpy as np
+
+    draws = np.random.default_rng(5)
+    claims = 0
+    for _ in range(200):
+        level = draws.beta(1, 1, size=80)
+        a = side("a", {f"p{k}": int(draws.random() < x) for k, x in enumerate(level)})
+        b = side("b", {f"p{k}": int(draws.random() < x) for k, x in enumerate(level)})
+        claims += "is better" in verdict_of(compare(a, b), "pass@1")
+    assert claims <= 20, "of 200 about 10 are expected"
+
+
+def test_the_curve_goes_over_the_ks_that_both_have() -> None:
+    a = side("a", {f"p{k}": k % 9 for k in range(30)}, num_samples=8)
+    b = side("b", {f"p{k}": k % 9 for k in range(30)}, num_samples=6)
+    figures = [one.figure for one in compare(a, b).differences]
+    assert figures == ["pass@1", "pass@2", "pass@4", "pass@6", "maj@2", "maj@4", "maj@6"]
+
+
+def test_problems_of_one_side_are_left_out_and_counted() -> None:
+    a, b = side("a", {"p": 1, "q": 0, "r": 1}), side("b", {"q": 1, "r": 0, "s": 1, "t": 1})
+    found = compare(a, b)
+    assert (found.num_problems, found.num_only_a, found.num_only_b) == (2, 1, 2)
+    assert (found.won, found.lost) == (["q"], ["r"])
+
+
+def test_sides_without_a_common_problem_are_refused() -> None:
+    with pytest.raises(ValueError, match="no problem in common"):
+        compare(side("a", {"p": 1}), side("b", {"q": 1}))
+
+
+def table(path: Path, correct: int, decoding: Decoding = "greedy") -> Path:
+    rows = [
+        Sample(
+            f"p{k}", "x", "1", decoding, 0, "t", Verdict.CORRECT if k < correct else Verdict.INCORRECT,
+            float(k < correct), "1",
+        )
+        for k in range(50)
+    ]  # fmt: skip
+    write_samples(path, rows)
+    return path
+
+
+def test_tables_and_verdicts_of_score_are_compared(tmp_path: Path) -> None:
+    one = table(tmp_path / "one.parquet", 10, "sampled")
+    lines = tmp_path / "two.jsonl"
+    rows = [
+        {"problem_id": f"p{k}", "index": 0, "verdict": "correct" if k < 30 else "incorrect", "answer": "1",
+         "reason": "", "seconds": 0.1}
+        for k in range(50)
+    ]  # fmt: skip
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare_stored(str(one), str(lines))["file"]
+    assert found.differences[0].gain is not None
+    assert found.differences[0].gain.value == pytest.approx(0.4)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_greedy_solutions_are_not_compared_with_samples(tmp_path: Path) -> None:
+    one, two = table(tmp_path / "a.parquet", 10), table(tmp_path / "b.parquet", 10, "sampled")
+    with pytest.raises(SamplesError, match="one has greedy solutions and the other samples only"):
+        compare_stored(str(one), str(two))
+
+
+def test_folders_are_compared_on_the_evals_that_both_have(tmp_path: Path) -> None:
+    for name, evals in (("m1", ("gsm8k", "math")), ("m2", ("math", "bbh"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ledger.jsonl").touch()
+        for each in evals:
+            table(tmp_path / name / "iteration-00" / "evals" / each / "samples.parquet", 20)
+    found = compare_stored(str(tmp_path / "m1"), str(tmp_path / "m2"))
+    assert list(found) == ["math"]
+    with pytest.raises(SamplesError, match=r"m1 has gsm8k, math and .*m2 has bbh, math"):
+        compare_stored(str(tmp_path / "m1"), str(tmp_path / "m2"), names=["gsm8k"])
+    assert list(find_tables(f"{tmp_path / 'm1'}:0")) == ["gsm8k", "math"]
+    with pytest.raises(SamplesError, match="no samples of iteration 3 are there"):
+        find_tables(f"{tmp_path / 'm1'}:3")
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SamplesError, match="there is no file or folder with samples"):
+        find_tables(str(tmp_path / "nothing"))
