@@ -104,7 +104,7 @@ def assert_nothing_is_alive(cwd: Path) -> None:
 
 def assert_finished(cwd: Path) -> None:
     assert read_json(cwd / RUN / "status.json")["state"] == "finished"
-    assert stages_done(cwd)[-1] == "iteration-01/evals/test/metrics"
+    assert stages_done(cwd)[-1] == "iteration-01/evals/train/metrics"
     assert processes_in(cwd) == {}
 
 

@@ -69,16 +69,7 @@ def _sample(one: Sample, model: str) -> dict[str, Any]:
     target = one.reference if isinstance(one.reference, str) else json.dumps(one.reference)
     stop = "max_tokens" if one.finish_reason == "length" else "stop"
     message = {"role": "assistant", "content": one.text}
-    names = (
-        "reward",
-        "finish_reason",
-        "num_tokens",
-        "is_format_valid",
-        "group",
-        "cluster",
-        "vote",
-        "reference",
-    )
+    kept = {name: getattr(one, name) for name in OWN}
     return {
         "id": one.problem_id,
         "epoch": one.index + 1,
