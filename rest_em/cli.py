@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rest_em import __version__
-from rest_em.cli_evaluate import WithNumbers, compare, evaluate, whole_numbers
+from rest_em.cli_evaluate import WithNumbers, compare, evaluate, export, whole_numbers
 from rest_em.errors import (
     ProblemError,
     RecipeError,
@@ -407,6 +407,7 @@ def score(
 
 app.command()(evaluate)
 app.command(cls=WithNumbers)(compare)
+app.command()(export)
 
 
 @app.command()

@@ -151,6 +151,36 @@ def compare(
         print_comparison(name, one, console(), shows_problems=show_problems)
 
 
+def export(
+    samples: Annotated[
+        str,
+        typer.Argument(metavar="SAMPLES", help="As A of compare: a file, a folder of evaluations or a run."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    *,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="lm_eval or inspect_ai: a log of that harness; jsonl: a line a solution, for people.",
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--eval", metavar="NAME", help="Which eval, where there are several.")
+    ] = None,
+    decoding: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Only greedy, or only sampled, solutions.")
+    ] = None,
+) -> None:
+    """Write samples and scores for another harness, or for people to grade."""
+    from rest_em.comparing import export_samples
+
+    with interruptible():
+        number = export_samples(samples, output, form, name=name, decoding=decoding)
+    print(f"{output}: {number:,} samples")
+
+
 class WithNumbers(typer.core.TyperCommand):
     """A command whose option `--k` takes all the numbers that follow it: `--k 1 8 64`."""
 

@@ -1,20 +1,25 @@
-"""`rest_em compare`: where two policies' samples lie, and their comparison eval by eval.
+"""`rest_em compare` and `export`: where policies' samples lie, their comparison eval by eval, other forms.
 
 What a comparison is stands in `rest_em.evaluation.comparison`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rest_em.errors import SamplesError
 from rest_em.evaluation import Columns, ColumnsBuilder, Comparison, Side, columns_of_table, compare
+from rest_em.interchange import inspect_ai, lm_eval
 from rest_em.ledger import Ledger, best_iteration
-from rest_em.samples import Decoding
+from rest_em.samples import Decoding, Sample
+from rest_em.storage import write_text
 from rest_em.stored_samples import read_stored
 
 TABLE = "samples.parquet"
+FORMS = ("lm_eval", "inspect_ai", "jsonl")
 FILE = "file"
 """The name of the comparison where a side is a single file."""
 
@@ -59,6 +64,52 @@ def compare_stored(
         except ValueError as error:
             raise SamplesError(f"{a}, {b}: {error}") from error
     return found
+
+
+def export_samples(
+    text: str, output: Path, form: str, *, name: str | None = None, decoding: str | None = None
+) -> int:
+    """Write samples in another form; return how many.
+
+    Args:
+        text: as a side of `compare_stored`.
+        output: the file.
+        form: `lm_eval`, `inspect_ai` or `jsonl`.
+        name: which eval, where the side has several.
+        decoding: only these; None is all.
+
+    Raises:
+        SamplesError: there are no such samples, or there is no such form.
+    """
+    if form not in FORMS:
+        raise SamplesError(f"--format {form}: there is {', '.join(FORMS)}")
+    (path,) = _single(text, find_tables(text), [name] if name else []).values()
+    samples = [one for one in read_stored(path) if decoding in (None, one.decoding)]
+    if not samples:
+        raise SamplesError(f"{path}: there is no {decoding or ''} sample")
+    if form == "lm_eval":
+        lm_eval.write_log(output, samples)
+    elif form == "inspect_ai":
+        inspect_ai.write_log(output, samples, task=path.parent.name, model=text)
+    else:
+        write_text(
+            output, "".join(f"{json.dumps(_for_people(one), ensure_ascii=False)}\n" for one in samples)
+        )
+    return len(samples)
+
+
+def _for_people(one: Sample) -> dict[str, Any]:
+    return {
+        "problem_id": one.problem_id,
+        "decoding": one.decoding,
+        "index": one.index,
+        "prompt": one.prompt,
+        "completion": one.text,
+        "reference": one.reference,
+        "answer": one.answer,
+        "verdict": one.verdict.value,
+        "reason": one.reason,
+    }
 
 
 def _labels(a: str, b: str) -> tuple[str, str]:

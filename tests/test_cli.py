@@ -20,7 +20,7 @@ from rest_em.ledger import Ledger, Stage, read_status, write_status
 from rest_em.status import message_of
 
 VERBS = (
-    "", "run", "check", "score", "show", "evaluate", "compare", "recipes", "recipes list", "recipes copy",
+    "", "run", "check", "score", "show", "evaluate", "compare", "export", "recipes", "recipes list", "recipes copy",
     "evals", "evals list", "evals copy",
 )  # fmt: skip
 

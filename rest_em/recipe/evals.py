@@ -45,8 +45,8 @@ class ExampleSource(Section):
 class EvalProblems(ProblemSource):
     """The benchmark's problems, and the worked examples that may be shown."""
 
-    path: str = ""
-    """A hub data set's id, or files as in a recipe; empty where the user is to name it with `--data`."""
+    path: NonEmpty
+    """A hub data set's id, or files as in a recipe; left out where the user is to name it with `--data`."""
     local: tuple[NonEmpty, ...] = ()
     """Files, or patterns of files, below the folder that `--data` names: the first that is there."""
     folder: NonEmpty | None = None
@@ -134,9 +134,6 @@ class Eval(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         wrong: list[Contradiction] = []
-        if not self.problems.path:
-            text = "is for you to say: give --data FILE, FOLDER or HUB-ID; the header says of what"
-            wrong.append((("problems", "path"), text))
         if self.prompt.base or self.prompt.training or self.prompt.tuned.model_fields_set:
             wrong.append((("prompt",), "has variants, and an eval asks all policies alike; leave them out"))
         if self.prompt.examples is not None and self.problems.examples is not None:

@@ -79,6 +79,12 @@ def load_eval(path: Path, overrides: Sequence[str] = (), data: str | None = None
         RecipeError: one line for each mistake.
     """
     document = _read(path, overrides, data)
+    problems = document.values.get("problems")
+    if isinstance(problems, dict) and not problems.get("path"):
+        raise RecipeError(
+            f"{document.place(('problems',))}: problems.path is for you to say: give --data FILE, FOLDER or "
+            "HUB-ID; the header says of what"
+        )
     return _validate(document, Eval)
 
 

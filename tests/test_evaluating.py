@@ -1,0 +1,135 @@
+"""A model measured on an eval, end to end with a tiny random model, and stored solutions judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import finish, launch
+
+from rest_em.samples import read_samples
+from rest_em.types import Verdict
+
+pytestmark = pytest.mark.timeout(600)
+
+EVAL = """
+title: Sums
+problems: {path: sums.jsonl, id: id, group: kind}
+prompt: {template: "{{ question }}="}
+reward: number
+sampling: {max_new_tokens: 6, num_samples: 2, unit_size: 4, max_rows: 4}
+metrics: {format: '[0-9]'}
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with an eval of four problems of two kinds."""
+    rows = [
+        {"id": f"p{k}", "question": f"1+{k}", "answer": str(1 + k), "kind": "ab"[k % 2]} for k in range(4)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(EVAL)
+    return tmp_path
+
+
+def evaluate(cwd: Path, *arguments: str, config: str | None = None) -> Any:
+    done = finish(launch("evaluate", *arguments, config=config), cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout[done.stdout.index("[") :]) if "--json" in arguments else done.stdout
+
+
+def test_a_model_is_measured_once_and_again_only_when_asked(desk: Path, tiny_model_folder: Path) -> None:
+    model = str(tiny_model_folder)
+    (first,) = evaluate(desk, model, "sums.yaml", "--json")
+    assert (first["overall"]["num_problems"], first["greedy"]["num_solutions"]) == (4, 4)
+    assert first["sampled"]["num_solutions"] == 8
+    assert first["groups"].keys() == {"a", "b"}
+    rows = list(read_samples(desk / first["samples"]))
+    assert len(rows) == 12
+    assert {one.group for one in rows} == {"a", "b"}
+    ledger = desk / "evaluations" / tiny_model_folder.name / "ledger.jsonl"
+    before = ledger.read_text()
+    assert evaluate(desk, model, "sums.yaml", "--json") == [first]
+    assert ledger.read_text() == before
+    refused = finish(launch("evaluate", model, "sums.yaml", "--set", "sampling.num_samples=3"), desk)
+    assert refused.returncode == 1
+    assert "sampling.num_samples: 2 -> 3" in refused.stderr
+    assert "--overwrite measures it again" in refused.stderr
+    (more,) = evaluate(desk, model, "sums.yaml", "--set", "sampling.num_samples=3", "--overwrite", "--json")
+    assert more["sampled"]["num_solutions"] == 12
+    assert more["is_correct"] == first["is_correct"]
+
+
+def test_two_ranks_draw_what_one_draws(desk: Path, tiny_model_folder: Path) -> None:
+    model = str(tiny_model_folder)
+    evaluate(desk, model, "sums.yaml", "--output", "one")
+    evaluate(desk, model, "sums.yaml", "--output", "two", config="cpu_2.yaml")
+    one, two = (
+        list(read_samples(desk / name / "iteration-00/evals/sums/samples.parquet")) for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_stored_solutions_are_judged_without_a_model(desk: Path) -> None:
+    solutions = [
+        {"problem_id": f"p{k}", "completion": f"The answer is {1 + k if index else 9}."}
+        for k in range(4)
+        for index in range(2)
+    ]
+    (desk / "solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in solutions))
+    for _ in range(2):
+        (found,) = evaluate(desk, "theirs", "sums.yaml", "--solutions", "solutions.jsonl", "--json")
+        figures = {k: one["value"] for k, one in found["overall"]["pass_at"].items()}
+        assert figures == {"1": 0.5, "2": 1.0}
+        assert found["overall"]["majority_at"]["2"]["value"] == 0.5
+        assert found["sampled"]["format_valid"] == 1.0
+    again = evaluate(desk, "again", "sums.yaml", "--solutions", found["samples"], "--json")
+    assert again[0]["overall"] == found["overall"]
+    for form in ("lm_eval", "jsonl"):
+        done = finish(launch("export", found["samples"], f"log.{form}.jsonl", "--format", form), desk)
+        assert done.returncode == 0, done.stderr
+    back = evaluate(desk, "back", "sums.yaml", "--solutions", "log.lm_eval.jsonl", "--json")
+    assert back[0]["overall"] == found["overall"]
+    assert all(one.verdict is not Verdict.UNSCORABLE for one in read_samples(desk / back[0]["samples"]))
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            {"problem_id": "p9", "completion": "2"},
+            "1 solutions are to problems that sums does not have, first 'p9'",
+        ),
+        ({"problem_id": "p1", "completion": 2}, "bad.jsonl:1: completion is 2; a text is wanted"),
+        ({"problem_id": "p1", "completion": "2", "decoding": "beam"}, "greedy or sampled is wanted"),
+    ],
+)
+def test_solutions_that_cannot_be_used_are_told(desk: Path, row: dict[str, Any], told: str) -> None:
+    (desk / "bad.jsonl").write_text(json.dumps(row) + "\n")
+    done = finish(launch("evaluate", "x", "sums.yaml", "--solutions", "bad.jsonl"), desk)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("m", "nothing"), "nothing: no such eval; name a YAML file, or one of apps, arithmetic, bbh"),
+        (("m", "math"), "problems.path is for you to say: give --data FILE, FOLDER or HUB-ID"),
+        (("m", "sums.yaml", "--set", "sampling.num_sample=1"), "did you mean num_samples?"),
+        (("m", "gsm8k", "--data", "."), "this is a folder, and there is no test.jsonl"),
+        (("m", "sums.yaml", "--set", "sampling.greedy=false", "--set", "sampling.num_samples=0"), "nothing"),
+        ((".", "sums.yaml"), "neither a ledger.jsonl of a run in it nor a config.json of a model"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(
+    desk: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    done = finish(launch("evaluate", *arguments), desk)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
