@@ -47,10 +47,11 @@ fix: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside transformers' generate, rewards beside their peers
+bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside generate, rewards beside their peers, a million samples to figures
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/math_answers.py
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
 
 soak: $(INSTALLED)  ## attacks in sequence and 100,000 programs through the sandbox (12 minutes on 2 cores)

@@ -204,6 +204,7 @@ def test_all_that_a_changed_key_concerns_is_told_before_anything_is_done(copy: P
         "*/validation/*/samples",
         "*/evals/test/greedy/samples",
         "*/evals/test/sampled/samples",
+        "*/evals/train/greedy/samples",
         "iteration-01/samples",
     ]
     allowed = finish(launch(*shorter, *(word for one in options for word in ("--from-stage", one))), copy)
