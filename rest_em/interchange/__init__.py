@@ -1,6 +1,6 @@
 """Sample logs of other harnesses: lm-evaluation-harness and inspect_ai, read and written.
 
-Neither is imported: a log is JSON. `benchmarks/interchange.py` holds ours against the harnesses themselves.
+Neither is imported: a log is JSON. `benchmarks/evaluation_peers.py` has inspect_ai read ours.
 """
 
 from __future__ import annotations
