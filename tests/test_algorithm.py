@@ -12,10 +12,19 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from rest_em.algorithm import _keep_chosen, _scores, _train, _what_matters, survey, walk_forward
+from rest_em.algorithm import (
+    _keep_chosen,
+    _scores,
+    _train,
+    _what_matters,
+    is_worse,
+    pass_rate,
+    survey,
+    walk_forward,
+)
 from rest_em.drawing import Draw
 from rest_em.errors import RewardError, RunFolderError
-from rest_em.ledger import Ledger, Stage
+from rest_em.ledger import Ledger, Stage, best_iteration
 from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
 from rest_em.report.progress import Progress
 from rest_em.run import Judges, ProblemSets, PromptedPolicy, Run, Workplace
@@ -180,3 +189,45 @@ def test_a_survey_ends_where_the_chosen_prompt_is_no_candidate_any_more(tmp_path
     )
     survey(Run(recipe, place, ProblemSets(recipe)))
     assert "iteration-00/prompt" in ledger.conflicts
+
+
+def run_that_stops(folder: Path, stop_on: str) -> Run:
+    recipe = load_recipe(tiny_run.write_recipe(folder, folder / "model"), [f"evaluation.stop_on={stop_on}"])
+    progress = Progress(Console(file=io.StringIO()))
+    own = folder / "run"
+    place = Workplace(own, Ledger(own), Supervisor(Ranks(), folder), Judges(), progress)
+    return Run(recipe, place, ProblemSets(recipe))
+
+
+def policy_of(iteration: int, num_correct: int) -> PromptedPolicy:
+    """Return a policy with so many of 60 validation problems right."""
+    verdicts = {f"v{k}": k < num_correct for k in range(60)}
+    return PromptedPolicy(Policy("p", iteration), PromptVariant(), validation=verdicts)
+
+
+def test_a_fall_on_validation_beyond_its_interval_ends_the_iterations_and_a_smaller_one_does_not(
+    tmp_path: Path,
+) -> None:
+    run = run_that_stops(tmp_path, "validation")
+    assert is_worse(run, policy_of(1, 30), policy_of(0, 30)) is False
+    assert is_worse(run, policy_of(2, 29), policy_of(0, 30)) is False
+    assert is_worse(run, policy_of(3, 15), policy_of(0, 30)) is True
+    again = run_that_stops(tmp_path, "validation")
+    assert is_worse(again, policy_of(3, 15), policy_of(0, 30)) is True
+    (stop,) = [one["result"] for one in again.ledger.records if one["stage"] == "iteration-03/stop"]
+    assert stop["than"] == 0
+    assert stop["gain"]["high"] < 0
+    never = run_that_stops(tmp_path / "never", "never")
+    assert is_worse(never, policy_of(3, 0), policy_of(0, 60)) is False
+
+
+def test_the_best_policy_is_the_first_of_the_highest_pass_rate() -> None:
+    assert pass_rate(policy_of(0, 15)) == 0.25
+    records = [
+        {"stage": "iteration-00/prompt", "result": {"chosen": "a", "validation": {"a": 0.4, "b": 0.3}}},
+        {"stage": "iteration-01/policy", "result": {"chosen": 2, "validation": [0.4, 0.5, 0.6]}},
+        {"stage": "iteration-02/policy", "result": {"chosen": 1, "validation": [0.4, 0.6]}},
+    ]
+    assert best_iteration(records) == 1
+    assert best_iteration(records[:1]) == 0
+    assert best_iteration([]) == 0

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import tiny_run
+
 from rest_em.problems.overlap import Overlap, find_overlaps, overlap_report
+from rest_em.recipe import PromptVariant, load_recipe
+from rest_em.run import ProblemSets
 from rest_em.types import Messages, Problem
 
 LONG = "A farmer has seventeen sheep and all but nine of them run away so how many are left"
@@ -51,3 +58,23 @@ def test_the_report_counts_and_names_the_first() -> None:
         "'a' and gsm8k's '7'",
         "none of 1,200 training problems overlaps with one of math",
     ]
+
+
+def sets_of(folder: Path, contamination: str) -> ProblemSets:
+    path = tiny_run.write_recipe(folder, folder / "model")
+    rows = [{"id": "copied", "question": f"{LONG}, he asks", "answer": "9"}]
+    rows += [{"id": f"t{k}", "question": f"own {k}", "answer": "1"} for k in range(3)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = {"id": "x", "question": f"he says {LONG}", "answer": "9"}
+    (folder / "test.jsonl").write_text(json.dumps(test) + "\n")
+    return ProblemSets(load_recipe(path, [f"evaluation.contamination={contamination}"]))
+
+
+def test_training_problems_that_overlap_are_told_or_left_out_or_ignored(tmp_path: Path) -> None:
+    variant = PromptVariant(template="{{ question }}=", num_examples=0, name="bare", chat_template=False)
+    numbers = {}
+    for contamination in ("report", "exclude", "ignore"):
+        sets = sets_of(tmp_path / contamination, contamination)
+        kept = [one.id for one in sets.rendered("train", variant)]
+        numbers[contamination] = (len(sets.overlaps), "copied" in kept, len(kept))
+    assert numbers == {"report": (1, True, 4), "exclude": (1, False, 3), "ignore": (0, True, 4)}
