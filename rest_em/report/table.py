@@ -334,7 +334,7 @@ def _eval_tables(summary: RunSummary) -> list[Table]:
     names = list(dict.fromkeys(name for one in summary.iterations for name in one.evals))
     if not names:
         return []
-    table = table_of("pass@1 elsewhere, % with interval, and its gain over the base; gap: training less test")
+    table = table_of("pass@1 elsewhere, %; gap: training less test")
     table.add_column("iteration", justify="right")
     for name in names:
         for heading in (name, *(("gap",) if name == "train" else ("gain",))):
@@ -358,7 +358,7 @@ def _difficulty_tables(summary: RunSummary) -> list[Table]:
     measured = [one for one in summary.iterations if one.difficulty]
     if not measured:
         return []
-    table = table_of("test problems by the base model's success on them, % with interval; pass@1 is greedy")
+    table = table_of("test problems by the base's success, pass@1, %")
     table.add_column("iteration", justify="right")
     for name, figure in measured[0].difficulty.items():
         table.add_column(f"{name} ({figure.num_problems + figure.num_undefined})", justify="right")
