@@ -21,7 +21,14 @@ from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.evaluation import paired_gain
 from rest_em.ledger import NotDoneError, Stage
-from rest_em.measuring import Measurement, finish_measurement, measurement_of, plan_measurement
+from rest_em.measuring import (
+    Measurement,
+    finish_measurement,
+    greedy_params,
+    measurement_of,
+    plan_measurement,
+    sampled_params,
+)
 from rest_em.run import PromptedPolicy, Run
 from rest_em.samples import Decoding
 from rest_em.selection import select
@@ -257,16 +264,9 @@ def measure(
 def _test_problems(run: Run, policy: PromptedPolicy) -> Measurement:
     """Return how the recipe's test problems are measured: greedily, and by samples unless it wants none."""
     asked, sampling = run.recipe.evaluation, run.recipe.sampling
-    params: dict[Decoding, SamplingParams] = {"greedy": _greedy(run)}
+    params: dict[Decoding, SamplingParams] = {"greedy": greedy_params(sampling)}
     if asked.num_samples:
-        params["sampled"] = SamplingParams(
-            num_samples=asked.num_samples,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=asked.temperature,
-            top_k=asked.top_k,
-            top_p=asked.top_p,
-            stop_strings=sampling.stop_strings,
-        )
+        params["sampled"] = sampled_params(asked, sampling)
     return Measurement(
         name="test",
         title="test problems",
@@ -293,22 +293,12 @@ def _train_problems(run: Run, policy: PromptedPolicy) -> list[Measurement]:
             problems=run.problems.rendered("train", policy.prompt)[: asked.num_train_problems],
             prompt=policy.prompt,
             asked=run.asked(policy.prompt),
-            params={"greedy": _greedy(run)},
+            params={"greedy": greedy_params(run.recipe.sampling)},
             pass_at=(1,),
             confidence=asked.confidence,
             format=asked.format,
         )
     ]
-
-
-def _greedy(run: Run) -> SamplingParams:
-    sampling = run.recipe.sampling
-    return SamplingParams(
-        num_samples=1,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=0.0,
-        stop_strings=sampling.stop_strings,
-    )
 
 
 def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
@@ -321,7 +311,7 @@ def _validation_draw(run: Run, prompted: PromptedPolicy, name: str) -> Draw:
         folder,
         prompted,
         problems,
-        _greedy(run),
+        greedy_params(run.recipe.sampling),
         asked=run.asked(prompted.prompt),
         title=title,
         iteration=iteration,

@@ -18,7 +18,15 @@ from rest_em.evaluation import Columns, ColumnsBuilder, Evaluation, Metrics, Sam
 from rest_em.ledger import Stage
 from rest_em.problems.benchmark import Benchmark
 from rest_em.problems.prompts import resolve_variant
-from rest_em.recipe import Eval, ModelSection, PromptVariant, RewardSection
+from rest_em.recipe import (
+    Eval,
+    EvalSampling,
+    EvaluationSection,
+    ModelSection,
+    PromptVariant,
+    RewardSection,
+    SamplingSection,
+)
 from rest_em.rewards.registry import answer_name, same_answer_of
 from rest_em.run import Asked, PromptedPolicy, Workplace
 from rest_em.samples import Decoding, Sample, write_samples
@@ -101,16 +109,9 @@ def measurement_of(
     variant = resolve_variant(spec.prompt, spec.prompt)
     params: dict[Decoding, SamplingParams] = {}
     if sampling.greedy:
-        params["greedy"] = SamplingParams(1, sampling.max_new_tokens, 0.0, stop_strings=sampling.stop_strings)
+        params["greedy"] = greedy_params(sampling)
     if sampling.num_samples:
-        params["sampled"] = SamplingParams(
-            num_samples=sampling.num_samples,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            stop_strings=sampling.stop_strings,
-        )
+        params["sampled"] = sampled_params(sampling, sampling)
     asked = Asked(
         model=model,
         seed=seed,
@@ -133,6 +134,30 @@ def measurement_of(
         format=metrics.format,
         groups=benchmark.groups,
         clusters=benchmark.clusters,
+    )
+
+
+def greedy_params(ends: SamplingSection | EvalSampling) -> SamplingParams:
+    """Return how a greedy solution is drawn; `ends` says where it ends."""
+    return SamplingParams(
+        num_samples=1,
+        max_new_tokens=ends.max_new_tokens,
+        temperature=0.0,
+        stop_strings=ends.stop_strings,
+    )
+
+
+def sampled_params(
+    asked: EvaluationSection | EvalSampling, ends: SamplingSection | EvalSampling
+) -> SamplingParams:
+    """Return how the samples of an evaluation are drawn; `ends` says where they end."""
+    return SamplingParams(
+        num_samples=asked.num_samples,
+        max_new_tokens=ends.max_new_tokens,
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        stop_strings=ends.stop_strings,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rest_em.recipe import ProblemSource, PromptVariant, Recipe
+from rest_em.recipe import EvalChoice, ProblemSource, PromptVariant, Recipe
 from rest_em.recipe.wanted import alternatives, wanted
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
@@ -30,6 +30,8 @@ def render() -> str:
             tables.append(_table("`problems.train`, `problems.validation`, `problems.test`", ProblemSource))
         if name == "prompt":
             tables.append(_table("`prompt.base[...]`, `prompt.tuned`, `prompt.training`", PromptVariant))
+        if name == "evaluation":
+            tables.append(_table("`evaluation.evals[...]`", EvalChoice))
     return "\n".join(tables)
 
 

@@ -1,6 +1,6 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
-from rest_em.recipe.evals import Eval
+from rest_em.recipe.evals import Eval, EvalSampling
 from rest_em.recipe.libraries import check_files, check_library_keys
 from rest_em.recipe.loading import (
     difference,
@@ -36,6 +36,7 @@ __all__ = [
     "OWNED_TRAINING_KEYS",
     "Eval",
     "EvalChoice",
+    "EvalSampling",
     "EvaluationSection",
     "ModelSection",
     "ProblemSource",
