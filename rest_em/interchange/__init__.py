@@ -1,10 +1,12 @@
 """Sample logs of other harnesses: lm-evaluation-harness and inspect_ai, read and written.
 
-Neither is imported: a log is JSON. `benchmarks/evaluation_peers.py` has inspect_ai read ours.
+Neither is imported: a log is JSON. `benchmarks/interchange.py` reads real logs of both, and compares ours
+with what they read and write.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,20 +14,64 @@ from rest_em.errors import SamplesError
 from rest_em.interchange import inspect_ai, lm_eval
 from rest_em.samples import Sample
 
+__all__ = ["inspect_ai", "lm_eval", "read_log"]
 
-def read_log(path: Path) -> Iterator[Sample]:
+_HEAD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(\w+)"')
+_OF_INSPECT = (b"version", b"status", b"eval")
+
+
+def read_log(
+    path: Path, *, filter: str | None = None, metric: str | None = None, scorer: str | None = None
+) -> Iterator[Sample]:
     """Yield the samples of a log: `.jsonl` of lm-evaluation-harness, `.json` or `.eval` of inspect_ai.
 
+    A file of another name is known by how it begins.
+
+    Args:
+        path: the log.
+        filter: of lm-evaluation-harness, as in `lm_eval.read_log`.
+        metric: as in `lm_eval.read_log`.
+        scorer: of inspect_ai, as in `inspect_ai.read_log`.
+
     Raises:
-        SamplesError: it is of another kind, or broken.
+        SamplesError: it is of another kind, or broken, or an option is for the other harness's logs.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from lm_eval.read_log(path)
-    elif suffix in (".json", ".eval"):
-        yield from inspect_ai.read_log(path)
-    else:
+    if _is_of_inspect(path):
+        for name, value in (("filter", filter), ("metric", metric)):
+            if value is not None:
+                raise SamplesError(
+                    f"{path}: {name} {value!r}: a log of inspect_ai has scorers; name a scorer"
+                )
+        yield from inspect_ai.read_log(path, scorer)
+        return
+    if scorer is not None:
         raise SamplesError(
-            f"{path}: a samples.parquet, JSON lines with problem_id and completion, a log of "
-            "lm-evaluation-harness (.jsonl) or of inspect_ai (.json, .eval) is wanted"
+            f"{path}: scorer {scorer!r}: a log of lm-evaluation-harness has filters and metrics; name these"
         )
+    yield from lm_eval.read_log(path, filter, metric)
+
+
+def _is_of_inspect(path: Path) -> bool:
+    """Say whether a log is inspect_ai's, or else lm-evaluation-harness's."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise SamplesError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not head.strip():
+        raise SamplesError(f"{path}:1: the file is empty; a log with samples is wanted")
+    if inspect_ai.is_zip(path):
+        return True
+    first = _HEAD.match(head)
+    suffix = path.suffix.lower()
+    if first is not None and first[1] == b"doc_id":
+        return False
+    if first is not None and first[1] in _OF_INSPECT:
+        return True
+    if suffix in (".jsonl", ".json"):
+        return suffix == ".json"
+    begins = head.decode(errors="replace").split("\n")[0][:40]
+    raise SamplesError(
+        f"{path}:1: this begins with {begins!r}; a samples.parquet, JSON lines with problem_id and "
+        "completion, a log of lm-evaluation-harness (.jsonl) or of inspect_ai (.json, .eval) is wanted"
+    )

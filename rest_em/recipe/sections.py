@@ -428,7 +428,7 @@ class EvalChoice(Section):
     path: NonEmpty
     """An eval's YAML file, or the name of one that comes with rest_em."""
     data: NonEmpty | None = None
-    """Its data, as `rest_em evaluate --data`: a file, a folder or a hub id; None is the eval's own."""
+    """Its data, as `--data` of `rest_em evaluate`: a file, a folder or a hub id; None is the eval's own."""
     when: Literal["every", "last", "best"] = "every"
     """Which policies are measured: each iteration's, the last, or the best on D_val; the base always."""
     limit: AtLeastOne | None = None
