@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.errors import SamplesError
-from rest_em.interchange import inspect_ai, lm_eval, read_log
+from rest_em.interchange import LogScores, inspect_ai, lm_eval, read_log
 from rest_em.samples import Sample
 from rest_em.types import Verdict
 
@@ -153,12 +153,12 @@ def _output(said: str) -> ModelOutput:
     return output
 
 
-def shown(path: Path, **options: str) -> str:
+def shown(path: Path, **named: str) -> str:
     """Return what we read of a log, a letter a sample, or the error."""
     try:
         return " ".join(
             f"{one.problem_id}/{one.decoding[0]}{one.index}={one.verdict.value[0]}:{one.answer}"
-            for one in read_log(path, **options)
+            for one in read_log(path, LogScores(**named))
         )
     except SamplesError as error:
         return f"error: {str(error).replace(str(path.parent) + '/', '')}"

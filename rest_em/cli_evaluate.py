@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from rest_em.measuring import Measurement
 
 
+Filter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of a log of lm-evaluation-harness: whose scores, where there are several."
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of a log of lm-evaluation-harness: which metric is right or wrong."),
+]
+Scorer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of a log of inspect_ai: whose scores, where there are several."),
+]
+
+
 def evaluate(
     target: Annotated[
         str,
@@ -131,10 +147,14 @@ def compare(
     show_problems: Annotated[
         bool, typer.Option("--problems", help="Name the problems that B wins and loses.")
     ] = False,
+    filter: Filter = None,
+    metric: Metric = None,
+    scorer: Scorer = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, rates in [0, 1].")] = False,
 ) -> None:
     """Compare two policies on the same problems: paired, with intervals, and a verdict in words."""
     from rest_em.comparing import compare_stored
+    from rest_em.interchange import LogScores
     from rest_em.report.cells import console
     from rest_em.report.comparison import print_comparison
 
@@ -142,7 +162,10 @@ def compare(
         raise typer.BadParameter(f"--confidence {confidence}: a number between 0 and 1 is wanted")
     ks = whole_numbers(k)
     with interruptible():
-        found = compare_stored(a, b, names=evals or [], ks=ks, confidence=confidence, seed=seed)
+        scores = LogScores(filter, metric, scorer)
+        found = compare_stored(
+            a, b, names=evals or [], ks=ks, confidence=confidence, seed=seed, scores=scores
+        )
     if as_json:
         values = {name: one.to_json() for name, one in found.items()}
         print(json.dumps(values, indent=2, allow_nan=False))
@@ -172,12 +195,17 @@ def export(
     decoding: Annotated[
         str | None, typer.Option(metavar="KIND", help="Only greedy, or only sampled, solutions.")
     ] = None,
+    filter: Filter = None,
+    metric: Metric = None,
+    scorer: Scorer = None,
 ) -> None:
     """Write samples and scores for another harness, or for people to grade."""
     from rest_em.comparing import export_samples
+    from rest_em.interchange import LogScores
 
+    scores = LogScores(filter, metric, scorer)
     with interruptible():
-        number = export_samples(samples, output, form, name=name, decoding=decoding)
+        number = export_samples(samples, output, form, name=name, decoding=decoding, scores=scores)
     print(f"{output}: {number:,} samples")
 
 

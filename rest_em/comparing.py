@@ -12,7 +12,7 @@ from typing import Any
 
 from rest_em.errors import SamplesError
 from rest_em.evaluation import Columns, ColumnsBuilder, Comparison, Side, columns_of_table, compare
-from rest_em.interchange import inspect_ai, lm_eval
+from rest_em.interchange import ONLY, LogScores, inspect_ai, lm_eval
 from rest_em.ledger import Ledger, best_iteration
 from rest_em.samples import Decoding, Sample
 from rest_em.storage import write_text
@@ -32,6 +32,7 @@ def compare_stored(
     ks: Sequence[int] = (),
     confidence: float = 0.95,
     seed: int = 0,
+    scores: LogScores = ONLY,
 ) -> Mapping[str, Comparison]:
     """Compare two policies on each eval that both have samples of.
 
@@ -42,6 +43,7 @@ def compare_stored(
         ks: as those of `compare`.
         confidence: of the intervals.
         seed: of the bootstrap.
+        scores: of the sides that are logs of other harnesses.
 
     Raises:
         SamplesError: a side has no samples, or both have none of the same problems.
@@ -58,7 +60,7 @@ def compare_stored(
     labels = _labels(a, b)
     found = {}
     for name in shared:
-        one, other = (_side(label, side[name]) for label, side in zip(labels, sides, strict=True))
+        one, other = (_side(label, side[name], scores) for label, side in zip(labels, sides, strict=True))
         try:
             found[name] = compare(one, other, ks=ks, confidence=confidence, seed=seed)
         except ValueError as error:
@@ -67,7 +69,13 @@ def compare_stored(
 
 
 def export_samples(
-    text: str, output: Path, form: str, *, name: str | None = None, decoding: str | None = None
+    text: str,
+    output: Path,
+    form: str,
+    *,
+    name: str | None = None,
+    decoding: str | None = None,
+    scores: LogScores = ONLY,
 ) -> int:
     """Write samples in another form; return how many.
 
@@ -77,6 +85,7 @@ def export_samples(
         form: `lm_eval`, `inspect_ai` or `jsonl`.
         name: which eval, where the side has several.
         decoding: only these; None is all.
+        scores: where the samples are a log of another harness.
 
     Raises:
         SamplesError: there are no such samples, or there is no such form.
@@ -84,11 +93,11 @@ def export_samples(
     if form not in FORMS:
         raise SamplesError(f"--format {form}: there is {', '.join(FORMS)}")
     (path,) = _single(text, find_tables(text), [name] if name else []).values()
-    samples = [one for one in read_stored(path) if decoding in (None, one.decoding)]
+    samples = [one for one in read_stored(path, scores) if decoding in (None, one.decoding)]
     if not samples:
         raise SamplesError(f"{path}: there is no {decoding or ''} sample")
     if form == "lm_eval":
-        lm_eval.write_log(output, samples)
+        lm_eval.write_log(output, samples, task=path.parent.name)
     elif form == "inspect_ai":
         inspect_ai.write_log(output, samples, task=path.parent.name, model=text)
     else:
@@ -160,9 +169,9 @@ def _iteration(folder: Path, which: str, text: str) -> int:
     return int(which)
 
 
-def _side(name: str, path: Path) -> Side:
+def _side(name: str, path: Path, scores: LogScores) -> Side:
     """Return the samples of a file as a side; a decoding of which there are none is None."""
-    columns = columns_of_table(path) if path.suffix.lower() == ".parquet" else _columns(path)
+    columns = columns_of_table(path) if path.suffix.lower() == ".parquet" else _columns(path, scores)
     kinds: dict[Decoding, Columns | None] = {
         decoding: own if len(own.problem) else None for decoding, own in columns.items()
     }
@@ -171,9 +180,9 @@ def _side(name: str, path: Path) -> Side:
     return Side(name, kinds["greedy"], kinds["sampled"])
 
 
-def _columns(path: Path) -> Mapping[Decoding, Columns]:
+def _columns(path: Path, scores: LogScores) -> Mapping[Decoding, Columns]:
     builders: dict[Decoding, ColumnsBuilder] = {"greedy": ColumnsBuilder(), "sampled": ColumnsBuilder()}
-    for one in read_stored(path):
+    for one in read_stored(path, scores):
         for builder in builders.values():
             builder.add_problem(one.problem_id, one.group, one.cluster)
         builders[one.decoding].add(

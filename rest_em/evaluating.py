@@ -299,7 +299,7 @@ def stored_samples(path: Path, measurement: Measurement) -> Iterator[Sample]:
     indices: Counter[tuple[str, str]] = Counter()
     num_others = 0
     first_other = ""
-    for sample in read_stored(path):
+    for sample in read_stored(path, None):
         if sample.problem_id not in known:
             num_others += 1
             first_other = first_other or sample.problem_id

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rest_em.errors import ProblemError, SamplesError
-from rest_em.interchange import read_log
+from rest_em.interchange import LogScores, read_log
 from rest_em.problems.rows import object_of_line, shown_path
 from rest_em.problems.stored import is_lines, numbered_lines
 from rest_em.samples import Decoding, Sample, read_samples
 from rest_em.types import FinishReason, Verdict
 
 
-def read_stored(path: Path) -> Iterator[Sample]:
+def read_stored(path: Path, scores: LogScores | None) -> Iterator[Sample]:
     """Yield the solutions of a file; those of JSON lines are not judged.
 
     Args:
         path: a table of samples (`.parquet`), JSON lines with `problem_id` and `completion`, or the verdicts
             of `rest_em score`, or a log that `interchange.read_log` reads.
+        scores: as those of `interchange.read_log`, where it is a log.
 
     Raises:
         SamplesError: it is none of them, or broken.
@@ -38,7 +39,7 @@ def read_stored(path: Path) -> Iterator[Sample]:
             except ProblemError as error:
                 raise SamplesError(str(error)) from error
     else:
-        yield from read_log(path)
+        yield from read_log(path, scores)
 
 
 def _first(path: Path) -> Mapping[str, Any]:

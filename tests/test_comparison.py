@@ -11,6 +11,7 @@ import pytest
 from rest_em.comparing import compare_stored, find_tables
 from rest_em.errors import SamplesError
 from rest_em.evaluation import ColumnsBuilder, Comparison, Side, compare
+from rest_em.interchange import LogScores
 from rest_em.samples import Decoding, Sample, write_samples
 from rest_em.types import Verdict
 
@@ -118,6 +119,15 @@ def test_tables_and_verdicts_of_score_are_compared(tmp_path: Path) -> None:
     assert found.differences[0].gain is not None
     assert found.differences[0].gain.value == pytest.approx(0.4)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_of_a_log_with_several_filters_one_is_named(tmp_path: Path) -> None:
+    log = str(Path(__file__).parent / "interchange" / "lm_eval_filters.jsonl")
+    with pytest.raises(SamplesError, match=r"one is to be named \(--filter\)"):
+        compare_stored(log, log)
+    found = compare_stored(log, log, scores=LogScores(filter="strict-match"))["file"]
+    assert found.differences[0].gain is not None
+    assert found.differences[0].gain.value == 0.0
 
 
 def test_greedy_solutions_are_not_compared_with_samples(tmp_path: Path) -> None:

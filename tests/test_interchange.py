@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rest_em.errors import SamplesError
-from rest_em.interchange import inspect_ai, json_text, lm_eval, read_log
+from rest_em.interchange import LogScores, inspect_ai, json_text, lm_eval, read_log
 from rest_em.samples import Sample
 from rest_em.types import Verdict
 
@@ -69,9 +69,9 @@ def log_of(path: Path, *samples: object, spec: object = EVAL, **more: object) ->
     return path
 
 
-def told(path: Path, **options: Any) -> str:
+def told(path: Path, **named: str) -> str:
     with pytest.raises(SamplesError) as caught:
-        list(read_log(path, **options))
+        list(read_log(path, LogScores(**named)))
     return str(caught.value).replace(f"{path.parent}/", "")
 
 
@@ -136,16 +136,16 @@ def test_a_real_log_of_lm_eval_is_read() -> None:
 
 def test_of_several_filters_one_is_to_be_named() -> None:
     path = REAL / "lm_eval_filters.jsonl"
-    found = read_log(path, filter="flexible-extract")
+    found = read_log(path, LogScores(filter="flexible-extract"))
     assert [(one.verdict, one.answer) for one in found] == [(CORRECT, "4"), (INCORRECT, "5")]
-    strict = read_log(path, filter="strict-match")
+    strict = read_log(path, LogScores(filter="strict-match"))
     assert [(one.verdict, one.answer) for one in strict] == [(CORRECT, "4"), (INCORRECT, "5")]
     assert told(path) == (
         "lm_eval_filters.jsonl:3: the log has the filters strict-match, flexible-extract; one is to be named "
-        "(filter)"
+        "(--filter)"
     )
     assert told(path, filter="none") == (
-        "lm_eval_filters.jsonl: there is no filter 'none'; there is strict-match, flexible-extract"
+        "lm_eval_filters.jsonl: there is no filter 'none' (--filter); there is strict-match, flexible-extract"
     )
 
 
@@ -219,9 +219,12 @@ def test_a_metric_of_0_or_1_is_the_verdict(
 
 def test_a_metric_can_be_named(tmp_path: Path) -> None:
     path = lines(tmp_path / "s.jsonl", THEIRS | {"metrics": ["exact_match", "strict"], "strict": 0})
-    (found,) = read_log(path, metric="strict")
+    (found,) = read_log(path, LogScores(metric="strict"))
     assert found.verdict is INCORRECT
-    assert told(path, metric="bleu") == "s.jsonl:1: there is no metric 'bleu'; there is exact_match, strict"
+    assert (
+        told(path, metric="bleu")
+        == "s.jsonl:1: there is no metric 'bleu' (--metric); there is exact_match, strict"
+    )
 
 
 def test_a_chat_of_an_api_model_is_a_prompt_of_messages(tmp_path: Path) -> None:
@@ -371,7 +374,7 @@ def test_a_real_log_of_one_epoch_is_greedy() -> None:
 @pytest.mark.parametrize("suffix", [".json", ".eval"])
 def test_real_logs_of_several_epochs_and_scorers_are_read(suffix: str) -> None:
     path = REAL / f"inspect_ai_epochs{suffix}"
-    found = sorted(read_log(path, scorer="lenient"), key=lambda one: (one.problem_id, one.index))
+    found = sorted(read_log(path, LogScores(scorer="lenient")), key=lambda one: (one.problem_id, one.index))
     assert [(one.problem_id, one.decoding, one.index, one.verdict, one.answer) for one in found] == [
         ("sum-1", "sampled", 0, CORRECT, "4"),
         ("sum-1", "sampled", 1, UNSCORABLE, None),
@@ -381,9 +384,9 @@ def test_real_logs_of_several_epochs_and_scorers_are_read(suffix: str) -> None:
     assert found[1].reason == "cannot tell"
     assert found[3].reason == "the score of lenient is 0.5, neither right nor wrong"
     assert [one.finish_reason for one in found] == ["eos", "length", "eos", "eos"]
-    assert sum(one.verdict is CORRECT for one in read_log(path, scorer="match")) == 2
-    assert told(path).endswith("there are scores of match, lenient; one scorer is to be named (scorer)")
-    assert told(path, scorer="mine").endswith("there is no score of mine; there is match, lenient")
+    assert sum(one.verdict is CORRECT for one in read_log(path, LogScores(scorer="match"))) == 2
+    assert told(path).endswith("there are scores of match, lenient; one is to be named (--scorer)")
+    assert told(path, scorer="mine").endswith("there is no score of mine (--scorer); there is match, lenient")
 
 
 @pytest.mark.parametrize(
@@ -463,18 +466,18 @@ def test_the_verdict_of_another_scorer_takes_the_place_of_ours(tmp_path: Path) -
     log = json.loads(path.read_text())
     log["samples"][0]["scores"]["other"] = {"value": "I", "answer": "5"}
     path.write_text(json.dumps(log))
-    (found,) = read_log(path, scorer="other")
+    (found,) = read_log(path, LogScores(scorer="other"))
     assert (found.verdict, found.reward, found.answer, found.vote) == (INCORRECT, 0.0, "5", None)
     assert (found.group, found.num_tokens) == ("sums", 3)
-    assert list(read_log(path, scorer="rest_em")) == [SAMPLED]
+    assert list(read_log(path, LogScores(scorer="rest_em"))) == [SAMPLED]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_a_log_is_read_in_chunks_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = REAL / "inspect_ai_epochs.json"
-    whole = list(read_log(path, scorer="match"))
+    whole = list(read_log(path, LogScores(scorer="match")))
     monkeypatch.setattr(json_text, "_CHUNK", size)
-    assert list(read_log(path, scorer="match")) == whole
+    assert list(read_log(path, LogScores(scorer="match"))) == whole
 
 
 def test_a_number_is_not_cut_by_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,11 +637,8 @@ def test_an_empty_file_is_no_log_of_lm_eval(tmp_path: Path) -> None:
         list(lm_eval.read_log(tmp_path / "x.jsonl"))
 
 
-def test_an_option_for_the_other_harness_is_not_skipped() -> None:
-    assert "a log of lm-evaluation-harness has filters and metrics" in told(
-        REAL / "lm_eval_one.jsonl", scorer="match"
-    )
-    for option in ("filter", "metric"):
-        assert f"{option} 'x': a log of inspect_ai has scorers" in told(
-            REAL / "inspect_ai_one.eval", **{option: "x"}
-        )
+@pytest.mark.parametrize("name", ["lm_eval_filters.jsonl", "inspect_ai_epochs.eval"])
+def test_what_is_judged_again_needs_no_name_of_its_scores(name: str) -> None:
+    named = LogScores(filter="strict-match", scorer="match")
+    texts = [(one.problem_id, one.index, one.text) for one in read_log(REAL / name, named)]
+    assert [(one.problem_id, one.index, one.text) for one in read_log(REAL / name, None)] == texts

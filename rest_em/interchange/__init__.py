@@ -8,47 +8,53 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rest_em.errors import SamplesError
 from rest_em.interchange import inspect_ai, lm_eval
 from rest_em.samples import Sample
 
-__all__ = ["inspect_ai", "lm_eval", "read_log"]
+__all__ = ["ONLY", "LogScores", "inspect_ai", "lm_eval", "read_log"]
 
 _HEAD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(\w+)"')
 _OF_INSPECT = (b"version", b"status", b"eval")
 
 
-def read_log(
-    path: Path, *, filter: str | None = None, metric: str | None = None, scorer: str | None = None
-) -> Iterator[Sample]:
+@dataclass(frozen=True, slots=True)
+class LogScores:
+    """Whose scores are the verdicts, where a log has several."""
+
+    filter: str | None = None
+    """Of lm-evaluation-harness; None where there is one."""
+    metric: str | None = None
+    """Of lm-evaluation-harness; None is the first of `lm_eval.METRICS` that is there, or the only one."""
+    scorer: str | None = None
+    """Of inspect_ai; None where there is one."""
+
+
+ONLY = LogScores()
+"""The log has one filter or scorer."""
+
+
+def read_log(path: Path, scores: LogScores | None = ONLY) -> Iterator[Sample]:
     """Yield the samples of a log: `.jsonl` of lm-evaluation-harness, `.json` or `.eval` of inspect_ai.
 
     A file of another name is known by how it begins.
 
     Args:
         path: the log.
-        filter: of lm-evaluation-harness, as in `lm_eval.read_log`.
-        metric: as in `lm_eval.read_log`.
-        scorer: of inspect_ai, as in `inspect_ai.read_log`.
+        scores: whose scores are the verdicts; None where the solutions are to be judged again, so that
+            verdicts and answers mean nothing.
 
     Raises:
-        SamplesError: it is of another kind, or broken, or an option is for the other harness's logs.
+        SamplesError: it is of another kind, or broken, or has no such scores, or several.
     """
+    is_scored, named = scores is not None, scores or ONLY
     if _is_of_inspect(path):
-        for name, value in (("filter", filter), ("metric", metric)):
-            if value is not None:
-                raise SamplesError(
-                    f"{path}: {name} {value!r}: a log of inspect_ai has scorers; name a scorer"
-                )
-        yield from inspect_ai.read_log(path, scorer)
-        return
-    if scorer is not None:
-        raise SamplesError(
-            f"{path}: scorer {scorer!r}: a log of lm-evaluation-harness has filters and metrics; name these"
-        )
-    yield from lm_eval.read_log(path, filter, metric)
+        yield from inspect_ai.read_log(path, named.scorer, is_scored=is_scored)
+    else:
+        yield from lm_eval.read_log(path, named.filter, named.metric, is_scored=is_scored)
 
 
 def _is_of_inspect(path: Path) -> bool:

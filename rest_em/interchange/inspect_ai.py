@@ -199,7 +199,7 @@ def _write_zip(path: Path, header: Mapping[str, Any], every: Sequence[Sample], m
         archive.writestr("header.json", json.dumps(header))
 
 
-def read_log(path: Path, scorer: str | None = None) -> Iterator[Sample]:
+def read_log(path: Path, scorer: str | None = None, *, is_scored: bool = True) -> Iterator[Sample]:
     """Yield the samples of a log, in its order; one sample is in memory.
 
     They are sampled where the eval has several epochs or a temperature > 0, else greedy; a log of ours says
@@ -209,6 +209,7 @@ def read_log(path: Path, scorer: str | None = None) -> Iterator[Sample]:
     Args:
         path: JSON, or a zip of JSON files.
         scorer: whose scores are the verdicts; None where there is one.
+        is_scored: whether the verdicts are wanted; else no score is looked at.
 
     Raises:
         SamplesError: it is no such log, a sample is not as inspect_ai writes it or comes twice, there is no
@@ -218,12 +219,14 @@ def read_log(path: Path, scorer: str | None = None) -> Iterator[Sample]:
     used = scorer
     seen: set[tuple[str, int]] = set()
     for header, value, place in parts:
-        scores = optional_field(value, "scores", dict, place) or {}
+        scores = (optional_field(value, "scores", dict, place) or {}) if is_scored else {}
         if scorer is None and len({used or "", *scores} - {""}) > 1:
             names = ", ".join(dict.fromkeys([*([used] if used else []), *scores]))
-            raise SamplesError(f"{place}: there are scores of {names}; one scorer is to be named (scorer)")
+            raise SamplesError(f"{place}: there are scores of {names}; one is to be named (--scorer)")
         if scorer is not None and scores and scorer not in scores:
-            raise SamplesError(f"{place}: there is no score of {scorer}; there is {', '.join(scores)}")
+            raise SamplesError(
+                f"{place}: there is no score of {scorer} (--scorer); there is {', '.join(scores)}"
+            )
         used = used or next(iter(scores), None)
         sample = _sample(value, header, used, place)
         if (sample.problem_id, sample.index) in seen:

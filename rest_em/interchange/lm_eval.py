@@ -121,7 +121,9 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_log(path: Path, filter: str | None = None, metric: str | None = None) -> Iterator[Sample]:
+def read_log(
+    path: Path, filter: str | None = None, metric: str | None = None, *, is_scored: bool = True
+) -> Iterator[Sample]:
     """Yield the samples of a log of generations, the harness's or ours; one line is in memory.
 
     A document's only response is correct where its metric is 1 and incorrect where it is 0. It is greedy
@@ -131,6 +133,7 @@ def read_log(path: Path, filter: str | None = None, metric: str | None = None) -
         path: JSON lines.
         filter: whose answers and metrics, where the harness applied several filters; None where it was one.
         metric: which metric is the verdict; None is the first of `METRICS` that is there, or the only one.
+        is_scored: whether the verdicts are wanted; else any filter will do, for the responses are the same.
 
     Raises:
         SamplesError: a line is none of such a log, a document comes twice, there is no such filter or
@@ -141,9 +144,11 @@ def read_log(path: Path, filter: str | None = None, metric: str | None = None) -
     for row, place in _rows(path):
         name = optional_field(row, "filter", str, place) or "none"
         filters.setdefault(name)
+        if filter is None and not is_scored:
+            filter = name
         if filter is None and len(filters) > 1:
             names = ", ".join(dict.fromkeys(_filter(other) for other, _ in _rows(path)))
-            raise SamplesError(f"{place}: the log has the filters {names}; one is to be named (filter)")
+            raise SamplesError(f"{place}: the log has the filters {names}; one is to be named (--filter)")
         if filter not in (None, name):
             continue
         samples = _own(row, place) if KEY in row else _theirs(row, metric, place)
@@ -157,7 +162,7 @@ def read_log(path: Path, filter: str | None = None, metric: str | None = None) -
     if not filters:
         raise SamplesError(f"{path}: the file is empty; a line a document is wanted")
     if filter is not None and filter not in filters:
-        raise SamplesError(f"{path}: there is no filter {filter!r}; there is {', '.join(filters)}")
+        raise SamplesError(f"{path}: there is no filter {filter!r} (--filter); there is {', '.join(filters)}")
 
 
 def _filter(row: Mapping[str, Any]) -> str:
@@ -248,18 +253,20 @@ def _verdict(row: Mapping[str, Any], number: int, metric: str | None, place: str
     listed = optional_field(row, "metrics", list, place)
     names = [str(name) for name in ([key for key in row if key not in _KEYS] if listed is None else listed)]
     if metric is not None and metric not in names:
-        raise SamplesError(f"{place}: there is no metric {metric!r}; there is {', '.join(names) or 'none'}")
+        raise SamplesError(
+            f"{place}: there is no metric {metric!r} (--metric); there is {', '.join(names) or 'none'}"
+        )
     if number > 1:
         return Verdict.UNSCORABLE, f"the log has one figure for {number} samples; {AGAIN}"
-    known = [name for name in METRICS if name in names] or (names if len(names) == 1 else [])
-    if metric is None and not known:
+    verdicts = [name for name in METRICS if name in names] or (names if len(names) == 1 else [])
+    if metric is None and not verdicts:
         told = (
             f"the log has the metrics {', '.join(names)}, none known as right or wrong"
             if names
             else "no metric"
         )
         return Verdict.UNSCORABLE, f"{told}; {AGAIN}"
-    name = known[0] if metric is None else metric
+    name = verdicts[0] if metric is None else metric
     value = row.get(name)
     if isinstance(value, int | float) and value in (0, 1):
         return (Verdict.CORRECT if value else Verdict.INCORRECT), ""
