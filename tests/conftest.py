@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_run import write_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -77,3 +78,10 @@ def own_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A folder with the recipe of a tiny run and no run."""
+    write_recipe(tmp_path, tiny_model_folder)
+    return tmp_path

@@ -15,6 +15,8 @@ from typing import Any
 
 from process_watch import processes_in
 
+from rest_em.storage import read_examples, read_graded, read_solutions
+
 REPOSITORY = Path(__file__).parents[1]
 
 REWARD = '''
@@ -45,6 +47,9 @@ training: {{num_train_epochs: 2, global_batch_size: 4, per_device_train_batch_si
            bf16: false, checkpoint_choice: last}}
 evaluation: {{num_samples: 2}}
 """
+
+RUN = Path("runs") / "tiny"
+"""Where its run lies."""
 
 
 def write_recipe(folder: Path, model: Path) -> Path:
@@ -118,3 +123,15 @@ def show(folder: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def drawn(cwd: Path) -> dict[str, list[Any]]:
+    """Return solutions and verdicts of the base model's draws, and D_1, by file."""
+    run, found = cwd / RUN, dict[str, list[Any]]()
+    for units in sorted([*run.glob("iteration-00/**/units"), run / "iteration-01" / "samples" / "units"]):
+        (verdicts,) = (units.parents[1] / "verdicts").iterdir()
+        for unit in sorted(units.iterdir()):
+            solutions = read_solutions(unit)
+            found[str(unit.relative_to(run))] = [*solutions, *read_graded(verdicts / unit.name, solutions)]
+    found["dataset"] = [*read_examples(run / "iteration-01" / "dataset.parquet")]
+    return found
