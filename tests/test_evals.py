@@ -114,6 +114,49 @@ def test_mbpp_and_humaneval_take_the_rows_that_they_name(tmp_path: Path) -> None
     assert (one.id, one.prompt) == ("HumanEval/0", "def f():\n")
 
 
+def test_apps_is_read_as_the_hub_has_it_in_groups_of_difficulty(tmp_path: Path) -> None:
+    tests = [
+        {"inputs": ["1\n"], "outputs": ["2\n"]},
+        {"fn_name": "f", "inputs": [[1]], "outputs": [[2]]},
+    ]
+    rows = [
+        {"id": k, "question": f"q{k}", "solutions": "[]", "input_output": json.dumps(each), "url": "",
+         "difficulty": kind, "starter_code": "def f(n):" if k == 1 else ""}
+        for k, (each, kind) in enumerate(zip(tests, ("introductory", "competition"), strict=True))
+    ]  # fmt: skip
+    jsonl(tmp_path / "test.jsonl", *rows)
+    found = load_benchmark(load_eval(shipped("evals") / "apps.yaml", data=str(tmp_path)))
+    assert found.groups == {"0": "introductory", "1": "competition"}
+    assert "It reads standard input and prints to standard output." in str(found.problems[0].prompt)
+    assert "It begins with:\n```python\ndef f(n):\n```" in str(found.problems[1].prompt)
+    one = ["problems.where.difficulty=competition"]
+    (hard,) = load_benchmark(load_eval(shipped("evals") / "apps.yaml", one, str(tmp_path))).problems
+    assert hard.id == "1"
+
+
+def test_math_is_read_from_its_authors_folders_and_a_file(tmp_path: Path) -> None:
+    row = {"problem": "1+1?", "solution": r"It is $\\boxed{2}$.", "level": "Level 1", "type": "Algebra"}
+    for subject in ("algebra", "geometry"):
+        (tmp_path / "MATH" / "test" / subject).mkdir(parents=True)
+        (tmp_path / "MATH" / "test" / subject / "7.json").write_text(json.dumps(row | {"problem": subject}))
+    found = load_benchmark(load_eval(shipped("evals") / "math.yaml", data=str(tmp_path)))
+    assert [str(one.prompt).splitlines()[-2] for one in found.problems] == [
+        "Problem: algebra",
+        "Problem: geometry",
+    ]
+    jsonl(tmp_path / "test.jsonl", row | {"answer": "2"})
+    (one,) = load_benchmark(load_eval(shipped("evals") / "math500.yaml", data=str(tmp_path))).problems
+    assert (one.id, one.reference) == ("0", "2")
+
+
+def test_the_hungarian_exam_has_no_reward(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("Question,Answer\nHow many?,3\n")
+    spec = load_eval(shipped("evals") / "hungarian.yaml", data=str(tmp_path))
+    (one,) = load_benchmark(spec).problems
+    assert str(one.prompt).endswith("Problem: How many?\nSolution:")
+    assert (spec.reward, one.reference) == (None, None)
+
+
 def test_no_row_that_is_wanted_is_told(tmp_path: Path) -> None:
     jsonl(tmp_path / "mbpp.jsonl", {"task_id": 1, "text": "x", "code": "y", "test_list": []})
     spec = load_eval(shipped("evals") / "mbpp.yaml", data=str(tmp_path))

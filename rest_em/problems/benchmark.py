@@ -9,7 +9,7 @@ from pathlib import Path
 from rest_em.errors import ProblemError
 from rest_em.problems.loading import id_of, reference_of
 from rest_em.problems.prompts import Prompt, resolve_variant
-from rest_em.problems.rows import Row, column_of, read_rows
+from rest_em.problems.rows import Row, all_rows, column_of, read_rows, wanted_rows
 from rest_em.recipe import Eval, ProblemSource
 from rest_em.types import Problem
 
@@ -39,7 +39,9 @@ def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
             or a problem is one of its own worked examples.
     """
     section = spec.problems
-    rows = _with_ids(read_rows(section), section.id)
+    every = all_rows(section)
+    named = _with_ids(every, section.id)  # all, so that a row's number does not depend on which are wanted
+    rows: Sequence[tuple[str, Row]] = [named[number] for number in wanted_rows(every, section)]
     if limit is not None:
         rows = _spread(rows, section.group, limit)
     examples = _examples(spec)

@@ -45,11 +45,33 @@ def read_rows(source: ProblemSource) -> Sequence[Row]:
     Raises:
         ProblemError: it, or a line of it, cannot be read, it is empty, or no row is as `where` says.
     """
-    rows = _read_files(source) if source.is_file else _read_data_set(source)
-    chosen = [row for row in rows if all(_is_wanted(row, name, one) for name, one in source.where.items())]
-    if not chosen:
+    rows = all_rows(source)
+    return [rows[number] for number in wanted_rows(rows, source)]
+
+
+def all_rows(source: ProblemSource) -> Sequence[Row]:
+    """Return the rows of files or of a hub data set, those too that are not asked for.
+
+    Raises:
+        ProblemError: it, or a line of it, cannot be read, or it is empty.
+    """
+    return _read_files(source) if source.is_file else _read_data_set(source)
+
+
+def wanted_rows(rows: Sequence[Row], source: ProblemSource) -> Sequence[int]:
+    """Return which of all rows are asked for, at least one.
+
+    Raises:
+        ProblemError: no row is as `where` says, or a column that it names is missing.
+    """
+    wanted = [
+        number
+        for number, row in enumerate(rows)
+        if all(_is_wanted(row, name, one) for name, one in source.where.items())
+    ]
+    if not wanted:
         raise ProblemError(f"{source.path}: none of {len(rows)} rows is as `where` says: {source.where}")
-    return chosen[: source.max_problems]
+    return wanted[: source.max_problems]
 
 
 def _read_files(source: ProblemSource) -> Sequence[Row]:

@@ -54,7 +54,7 @@ class EvalProblems(ProblemSource):
     reference: NonEmpty | None = "answer"
     """The column with the gold answer; None where the reward looks at the whole row, or there is none."""
     id: NonEmpty | None = None
-    """The column with a unique id; None numbers the rows from 0, of several files each: `snarks-17`."""
+    """The column with a unique id; None numbers all rows from 0, of several files each: `snarks-17`."""
     group: NonEmpty | None = None
     """The column over whose values the macro average goes, such as a task."""
     cluster: NonEmpty | None = None
