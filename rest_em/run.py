@@ -23,11 +23,12 @@ from rest_em.problems import (
     read_rows,
     resolve_variant,
     split_validation,
+    template_columns,
     training_variant,
     tuned_variant,
 )
 from rest_em.problems.benchmark import Benchmark, load_benchmark
-from rest_em.problems.overlap import Overlap, find_overlaps
+from rest_em.problems.overlap import Overlap, Questions, find_overlaps
 from rest_em.problems.rows import Row
 from rest_em.recipe import (
     Eval,
@@ -121,8 +122,12 @@ class ProblemSets:
         if section.contamination == "ignore":
             return ()
         bare = tuned_variant(self._recipe.prompt).model_copy(update={"num_examples": 0})
-        others = {"test": self._render("test", bare)} | {one.name: one.benchmark.bare for one in self.evals}
-        return tuple(find_overlaps(self._train(bare), others, section.contamination_words))
+        columns = template_columns(str(bare.template))
+        others = {"test": Questions(self._render("test", bare), columns)}
+        for one in self.evals:
+            others[one.name] = Questions(one.benchmark.bare, template_columns(one.spec.prompt.template))
+        train = Questions(self._train(bare), columns)
+        return tuple(find_overlaps(train, others, section.contamination_words))
 
     def check(self, variant: PromptVariant) -> None:
         """Read all three sets, so that mistakes show before anything is drawn.

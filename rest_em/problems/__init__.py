@@ -5,6 +5,7 @@ from rest_em.problems.prompts import (
     base_variants,
     example_prompts,
     resolve_variant,
+    template_columns,
     training_variant,
     tuned_variant,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "read_rows",
     "resolve_variant",
     "split_validation",
+    "template_columns",
     "training_variant",
     "tuned_variant",
 ]

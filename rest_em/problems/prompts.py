@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from rest_em.errors import ProblemError
 from rest_em.problems.rows import Row, column_of, read_file, shown_path, those_there
 from rest_em.recipe import PromptSection, PromptVariant
 from rest_em.types import Messages
+
+TEXT_OF = "text_of"
+"""What a template calls to read a text that comes with the data."""
 
 
 class Prompt:
@@ -46,7 +50,7 @@ class Prompt:
         self._environment = jinja2.sandbox.SandboxedEnvironment(
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
         )
-        self._environment.globals["text_of"] = functools.cache(functools.partial(_text_of, folder))
+        self._environment.globals[TEXT_OF] = functools.cache(functools.partial(_text_of, folder))
         self._compiled = functools.cache(self._environment.from_string)
         self._template = variant.template
         self._chat = bool(variant.chat_template)
@@ -135,6 +139,28 @@ def _examples(variant: PromptVariant) -> Sequence[Row]:
         found = f"there are {len(rows)} examples, and prompt.num_examples is {variant.num_examples}"
         raise ProblemError(f"{shown_path(Path(variant.examples))}: {found}")
     return rows[: variant.num_examples]
+
+
+def template_columns(template: str) -> tuple[str, ...]:
+    """Return the columns that a template uses, in its order.
+
+    Left out: what only says which text `text_of` reads, since such a text is how a problem is asked.
+
+    >>> template_columns("{{ text_of(file) }} {% for one in tests %}{{ one }}{% endfor %} {{ question }}")
+    ('tests', 'question')
+    """
+    tree = jinja2.sandbox.SandboxedEnvironment().parse(template)
+    free = jinja2.meta.find_undeclared_variables(tree)
+    return tuple(dict.fromkeys(name for name in _names(tree) if name in free and name != TEXT_OF))
+
+
+def _names(node: jinja2.nodes.Node) -> Iterator[str]:
+    if isinstance(node, jinja2.nodes.Name):
+        yield node.name
+    if isinstance(node, jinja2.nodes.Call) and getattr(node.node, "name", None) == TEXT_OF:
+        return
+    for child in node.iter_child_nodes():
+        yield from _names(child)
 
 
 def example_prompts(prompt: PromptSection, variant: PromptVariant) -> list[tuple[str | Messages, str]]:
