@@ -19,7 +19,7 @@ from typing import Any
 
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
-from rest_em.evaluation import paired_gain
+from rest_em.evaluation import is_shown, paired_gain, sign_test
 from rest_em.ledger import NotDoneError, Stage
 from rest_em.measuring import (
     Measurement,
@@ -197,7 +197,7 @@ def walk_forward(scores: Sequence[float], rule: str) -> int:
 def is_worse(run: Run, policy: PromptedPolicy, best: PromptedPolicy) -> bool:
     """Say whether a policy's pass@1 on D_val falls below the best one's, beyond the difference's interval.
 
-    Always no where `evaluation.stop_on` is `never`; a fall that the interval does not show is none.
+    Always no where `evaluation.stop_on` is `never`; a fall that is not shown (`evaluation.is_shown`) is none.
     """
     asked = run.recipe.evaluation
     if asked.stop_on == "never":
@@ -212,14 +212,11 @@ def is_worse(run: Run, policy: PromptedPolicy, best: PromptedPolicy) -> bool:
     result = run.ledger.result(stage)
     if result is None:
         ids = list(best.validation)
-        fall = paired_gain(
-            [policy.validation[key] for key in ids],
-            [best.validation[key] for key in ids],
-            confidence=asked.confidence,
-        )
-        is_fall = fall is not None and fall.high < 0
+        verdicts, of_best = ([each.validation[key] for key in ids] for each in (policy, best))
+        fall = paired_gain(verdicts, of_best, confidence=asked.confidence)
+        is_fall = is_shown(fall, sign_test(verdicts, of_best), asked.confidence)
         result = {
-            "is_worse": is_fall,
+            "is_worse": is_fall and fall is not None and fall.value < 0,
             "than": best.policy.iteration,
             "gain": fall and dataclasses.asdict(fall),
         }

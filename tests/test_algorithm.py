@@ -211,6 +211,8 @@ def test_a_fall_on_validation_beyond_its_interval_ends_the_iterations_and_a_smal
     run = run_that_stops(tmp_path, "validation")
     assert is_worse(run, policy_of(1, 30), policy_of(0, 30)) is False
     assert is_worse(run, policy_of(2, 29), policy_of(0, 30)) is False
+    assert is_worse(run, policy_of(4, 26), policy_of(0, 30)) is False, "four problems are too few"
+    assert is_worse(run, policy_of(5, 45), policy_of(0, 30)) is False, "a rise is no fall"
     assert is_worse(run, policy_of(3, 15), policy_of(0, 30)) is True
     again = run_that_stops(tmp_path, "validation")
     assert is_worse(again, policy_of(3, 15), policy_of(0, 30)) is True

@@ -10,7 +10,7 @@ import pytest
 
 from rest_em.comparing import compare_stored, find_tables
 from rest_em.errors import SamplesError
-from rest_em.evaluation import ColumnsBuilder, Comparison, Side, compare
+from rest_em.evaluation import ColumnsBuilder, Comparison, Metrics, Side, compare, summarize
 from rest_em.interchange import LogScores
 from rest_em.samples import Decoding, Sample, write_samples
 from rest_em.types import Verdict
@@ -60,6 +60,33 @@ def test_a_handful_of_problems_that_all_differ_one_way_carries_nothing() -> None
     assert verdict_of(compare(a, b), "pass@1") == "no difference is shown at pass@1: only 5 problems differ"
     a, b = side("a", dict.fromkeys("pqrstu", 0)), side("b", dict.fromkeys("pqrstu", 1))
     assert verdict_of(compare(a, b), "pass@1").startswith("b is better than a at pass@1 by 100.0")
+
+
+def grouped(name: str, correct: Mapping[str, int], labels: Mapping[str, tuple[str, str]]) -> Side:
+    """Return one sample of each problem, which has a group and a cluster."""
+    builder = ColumnsBuilder()
+    for key, number in correct.items():
+        builder.add_problem(key, *labels[key])
+        builder.add(key, Verdict.CORRECT if number else Verdict.INCORRECT, answer=None)
+    return Side(name, None, builder.build())
+
+
+def test_groups_and_clusters_are_those_of_each_policys_own_figures() -> None:
+    labels = {f"p{k}": ("large" if k < 90 else "small", f"source {k // 5}") for k in range(100)}
+    a, b = (
+        {key: int(k % 3 == 0 or (is_b and k >= 90)) for k, key in enumerate(labels)} for is_b in (False, True)
+    )
+    one, other = grouped("a", a, labels), grouped("b", b, labels)
+    found = compare(one, other)
+    (first,) = [each for each in found.differences if each.figure == "pass@1"]
+    for side_of, figure in ((one, first.a), (other, first.b)):
+        main = summarize(None, side_of.sampled, Metrics((1,))).main
+        assert figure.estimate == main.pass_at[1].estimate
+    assert first.gain is not None
+    assert first.gain.value == pytest.approx((0 + 0.6) / 2)
+    assert (found.num_groups, found.num_clusters) == (2, 20)
+    assert (first.sign.num_won, first.sign.num_tied) == (2, 18)
+    assert first.verdict == "no difference is shown at pass@1: only 2 clusters differ"
 
 
 def test_equal_policies_are_seldom_called_different() -> None:

@@ -26,11 +26,13 @@ from rest_em.evaluation import (
     columns_of_table,
     estimate,
     gain,
+    is_shown,
     majority_at_k,
     paired_gain,
     pass_at_k,
     sign_test,
     summarize,
+    unpaired_gain,
 )
 from rest_em.evaluation.intervals import student_quantile
 from rest_em.samples import Decoding, Sample, write_samples
@@ -191,7 +193,18 @@ def test_a_paired_gain_uses_the_pairing() -> None:
     assert found.value == pytest.approx(0.1)
     assert 0.05 < found.low < 0.1 < found.high < 0.15
     assert paired_gain(better, base) == found
-    assert paired_gain(base, base, confidence=0.9) == paired_gain(better, better)
+
+
+def test_where_no_pair_differs_the_interval_says_how_seldom_others_may() -> None:
+    # Agresti and Min 2005: 0 ± t / (n + 2).
+    for n in (10, 200):
+        found = paired_gain([1.0] * n, [1.0] * n)
+        assert found is not None
+        assert (found.value, found.standard_error) == (0.0, 0.0)
+        assert found.high == -found.low == pytest.approx(student_quantile(0.975, n - 1) / (n + 2))
+    every = paired_gain([1.0] * 5, [0.0] * 5)
+    assert every is not None
+    assert (every.low < 0.7, every.value, every.high) == (True, 1.0, 1.0)
 
 
 def test_a_paired_gain_leaves_out_half_pairs_and_counts_them() -> None:
@@ -331,7 +344,74 @@ def test_a_macro_average_weighs_groups_alike() -> None:
 def test_a_figure_beyond_1_has_a_plain_interval() -> None:
     found = estimate([3.0, 5.0, 4.0, 4.0], is_share=False)
     assert found is not None
-    assert (found.value, found.high - found.value) == (4.0, pytest.approx(1.959964 * found.standard_error))
+    assert (found.value, found.high - found.value) == (4.0, pytest.approx(3.182446 * found.standard_error))
+    assert estimate([3.0], is_share=False) is None
+
+
+def test_figures_that_are_all_alike_do_not_make_it_sure() -> None:
+    """0.7 and 0.9 are no sums of powers of 2: their deviations are rounding, and count for nothing."""
+    for values in ([0.7] * 10, [0.9] * 100, [13 / 15] * 5):
+        found = estimate(values)
+        assert found is not None
+        assert found.high - found.low > 0.1
+    nearly = estimate([0.9] * 99 + [0.9001])
+    assert nearly is not None
+    assert nearly.high - nearly.low == pytest.approx(2 * 1.984 * 0.3 / math.sqrt(100 * 100), rel=0.01)
+
+
+def test_of_a_single_cluster_nothing_is_known() -> None:
+    found = estimate([1.0, 0.0, 1.0], clusters=["a"] * 3)
+    assert found is not None
+    assert (found.low, found.high) == (0.0, 1.0)
+    two = estimate([1.0, 0.0, 0.0, 0.0, 0.0, 1.0], clusters=list("aaabbb"))
+    assert two is not None
+    assert two.high - two.low > 0.9
+    assert paired_gain([1.0, 1.0], [0.0, 0.0], clusters=["a", "a"]) is None
+
+
+def test_a_group_of_one_problem_varies_as_the_other_groups_do() -> None:
+    # Two groups of one are one stratum: the deviations from their mean, (1 - 1/2) / 3 each, squared, times 2.
+    found = estimate([1.0, 0.0, 1.0, 1.0], strata=["a", "b", "c", "c"])
+    assert found is not None
+    assert found.standard_error == pytest.approx(math.sqrt(2 * 2 * (0.5 / 3) ** 2))
+    # A single group of one joins the smallest other.
+    joined = estimate([1.0, 0.0, 1.0], strata=["a", "b", "b"])
+    assert joined is not None
+    assert joined.value == 0.75
+    assert joined.standard_error > 0
+
+
+def test_a_gain_of_groups_is_that_of_their_means() -> None:
+    base, better = [0.0] * 100, [0.0] * 90 + [1.0] * 10
+    groups = ["large"] * 90 + ["small"] * 10
+    found = paired_gain(better, base, strata=groups)
+    assert found is not None
+    assert found.value == pytest.approx(0.5)
+    assert found.low > 0.4
+
+
+def test_a_gain_needs_enough_problems_or_clusters_that_differ() -> None:
+    one, base = [1.0] * 40, [0.0] * 20 + [1.0] * 20
+    assert is_shown(paired_gain(one, base), sign_test(one, base), 0.95)
+    two = [k // 20 for k in range(40)]
+    sign = sign_test([1.0] * 40, [0.0] * 40, clusters=two)
+    assert (sign.num_won, sign.p_value) == (2, 0.5)
+    assert not is_shown(paired_gain([1.0] * 40, [0.0] * 40, clusters=two), sign, 0.95)
+
+
+def test_a_gap_between_unlike_problems_is_wider_than_either_interval() -> None:
+    train, test = estimate([1.0] * 30 + [0.0] * 10), estimate([1.0] * 10 + [0.0] * 10)
+    assert train is not None
+    assert test is not None
+    gap = unpaired_gain(train, test)
+    # Newcombe 1998, table II (a) has 56/70 and 48/80: 0.0524 to 0.3339.
+    assert gap.value == 0.25
+    assert gap.low < 0 < gap.high
+    one, other = estimate([1.0] * 56 + [0.0] * 14), estimate([1.0] * 48 + [0.0] * 32)
+    assert one is not None
+    assert other is not None
+    newcombe = unpaired_gain(one, other)
+    assert (newcombe.low, newcombe.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
 
 
 def test_the_sign_test_is_the_binomials() -> None:

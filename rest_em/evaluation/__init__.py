@@ -1,13 +1,15 @@
 """What judged samples say of a policy, and of two. docs/evaluation.md defines every figure.
 
-`estimators` and `votes` are figures of one problem, `intervals` means over problems, `columns` the samples as
-arrays, `summary` all figures of a policy, `comparison` two policies on the same problems.
+`estimators` and `votes` are figures of one problem, `spread` and `intervals` means over problems, `pairs` the
+difference of two, `columns` the samples as arrays, `summary` all figures of a policy, `comparison` two
+policies on the same problems.
 """
 
 from rest_em.evaluation.columns import CODES, Columns, ColumnsBuilder, columns_of, columns_of_table
 from rest_em.evaluation.comparison import Comparison, Difference, Side, compare
 from rest_em.evaluation.estimators import best_at_k, pass_at_k
-from rest_em.evaluation.intervals import Estimate, Figure, SignTest, estimate, paired_gain, sign_test
+from rest_em.evaluation.intervals import Estimate, Figure, estimate
+from rest_em.evaluation.pairs import SignTest, is_shown, paired_gain, sign_test, unpaired_gain
 from rest_em.evaluation.summary import (
     BUCKETS,
     Evaluation,
@@ -45,11 +47,13 @@ __all__ = [
     "compare",
     "estimate",
     "gain",
+    "is_shown",
     "majority_at_k",
     "paired_gain",
     "pass_at_k",
     "shares",
     "sign_test",
     "summarize",
+    "unpaired_gain",
     "vote_classes",
 ]

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from rest_em.evaluation.columns import Columns
-from rest_em.evaluation.intervals import Estimate, Figure, SignTest, estimate, paired_gain, sign_test
-from rest_em.evaluation.summary import Floats, Metrics, clusters_of, values_of
+from rest_em.evaluation.intervals import Estimate, Figure, estimate
+from rest_em.evaluation.pairs import SignTest, is_shown, paired_gain, sign_test
+from rest_em.evaluation.spread import Floats
+from rest_em.evaluation.summary import Labels, Metrics, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Difference:
     gain: Estimate | None
     """Of b over a, paired by problem; None where fewer than two problems have both figures."""
     sign: SignTest
-    """Problems that b wins and loses."""
+    """Problems, or clusters, that b wins and loses."""
     verdict: str
 
 
@@ -68,6 +70,10 @@ class Comparison:
     num_only_a: int
     num_only_b: int
     """Problems that only one has are left out, and counted."""
+    num_groups: int
+    """Whose means' mean the figures are; 0 where they are means over problems."""
+    num_clusters: int
+    """That the problems come from; 0 where each is its own."""
     confidence: float
     differences: Sequence[Difference]
     won: Sequence[str]
@@ -105,7 +111,8 @@ def compare(
     Raises:
         ValueError: they share no problem, or no kind of solutions.
     """
-    shared = [key for key in a.columns.problem_ids if key in set(b.columns.problem_ids)]
+    others = set(b.columns.problem_ids)
+    shared = [key for key in a.columns.problem_ids if key in others]
     if not shared:
         raise ValueError(f"{a.name} and {b.name} have no problem in common")
     one, other = _restricted(a, shared), _restricted(b, shared)
@@ -128,9 +135,9 @@ def compare(
         if not (k == 1 and has_greedy)
     }
     pairs |= {f"maj@{k}": (values[0].majority_at[k], values[1].majority_at[k]) for k in values[0].majority_at}
-    clusters = clusters_of(one.columns)
+    labels = Labels.of(one.columns).or_else(Labels.of(other.columns))
     differences = [
-        _difference(name, *pair, a.name, b.name, clusters=clusters, confidence=confidence, seed=seed)
+        _difference(name, *pair, (a.name, b.name), labels, confidence=confidence, seed=seed)
         for name, pair in pairs.items()
     ]
     gaps = np.subtract(*reversed(next(iter(pairs.values()))))
@@ -140,6 +147,8 @@ def compare(
         num_problems=len(shared),
         num_only_a=a.columns.num_problems - len(shared),
         num_only_b=b.columns.num_problems - len(shared),
+        num_groups=len(set(labels.groups or ())),
+        num_clusters=len(set(labels.clusters or ())),
         confidence=confidence,
         differences=differences,
         won=[key for key, gap in zip(shared, gaps, strict=True) if gap > 0],
@@ -170,47 +179,53 @@ def _difference(
     figure: str,
     a_values: Floats,
     b_values: Floats,
-    a: str,
-    b: str,
+    names: tuple[str, str],
+    labels: Labels,
     *,
-    clusters: Sequence[object] | None,
     confidence: float,
     seed: int,
 ) -> Difference:
-    found = paired_gain(b_values, a_values, clusters=clusters, confidence=confidence, seed=seed)
-    sign = sign_test(b_values, a_values)
+    found = paired_gain(
+        b_values, a_values, clusters=labels.clusters, strata=labels.groups, confidence=confidence, seed=seed
+    )
+    sign = sign_test(b_values, a_values, clusters=labels.clusters)
+    unit = "clusters" if labels.clusters else "problems"
     return Difference(
         figure,
-        _figure(a_values, clusters=clusters, confidence=confidence),
-        _figure(b_values, clusters=clusters, confidence=confidence),
+        _figure(a_values, labels, confidence),
+        _figure(b_values, labels, confidence),
         found,
         sign,
-        _verdict(figure, found, sign, (a, b), confidence),
+        _verdict(figure, found, sign, names, unit=unit, confidence=confidence),
     )
 
 
-def _figure(values: Floats, *, clusters: Sequence[object] | None, confidence: float) -> Figure:
+def _figure(values: Floats, labels: Labels, confidence: float) -> Figure:
     num_undefined = int(np.isnan(values).sum())
     why = f"{num_undefined} of {len(values)} problems have too few solutions that could be judged"
-    found = estimate(values, clusters=clusters, confidence=confidence)
+    found = estimate(values, clusters=labels.clusters, strata=labels.groups, confidence=confidence)
     return Figure(found, len(values) - num_undefined, num_undefined, why if num_undefined else None)
 
 
 def _verdict(
-    figure: str, found: Estimate | None, sign: SignTest, names: tuple[str, str], confidence: float
+    figure: str,
+    found: Estimate | None,
+    sign: SignTest,
+    names: tuple[str, str],
+    *,
+    unit: str,
+    confidence: float,
 ) -> str:
     """Return what may be said, and no more."""
     a, b = names
     if found is None:
-        return f"nothing can be said of {figure}: fewer than two problems have it on both sides"
+        return f"nothing can be said of {figure}: fewer than two {unit} have it on both sides"
     low, high = 100 * found.low, 100 * found.high
     interval = f"{100 * confidence:g} % interval {low:+.1f} to {high:+.1f}"
-    num_decided = sign.num_won + sign.num_lost
     if found.low <= 0 <= found.high:
         return f"no difference is shown at {figure} ({interval})"
-    # So few that differ would all differ one way too often if neither were better.
-    if 2.0 ** (1 - num_decided) > 1 - confidence:
-        return f"no difference is shown at {figure}: only {num_decided} problems differ"
+    if not is_shown(found, sign, confidence):
+        return f"no difference is shown at {figure}: only {sign.num_won + sign.num_lost} {unit} differ"
     better, worse = (b, a) if found.value > 0 else (a, b)
     half = max(high - 100 * found.value, 100 * found.value - low)
     gain = f"{100 * abs(found.value):.1f} ± {half:.1f} points"

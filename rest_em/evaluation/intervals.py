@@ -1,4 +1,4 @@
-"""How sure a mean over problems is: standard errors plain and clustered, intervals, two policies in pairs.
+"""How sure a mean over problems is: standard errors plain, clustered and stratified, and intervals.
 
 The problems are taken as a sample of those that could have been asked; what a figure would be on these very
 problems with endless samples is not what the intervals are about. Docs and formulas: docs/evaluation.md.
@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-NUM_RESAMPLES = 10_000
-"""Of the paired bootstrap."""
-RESAMPLES_AT_ONCE = 2_000_000
-"""Numbers drawn at once, so that memory does not grow with the problems."""
+from rest_em.evaluation.spread import Floats, Spread, spread_of
 
-Floats = npt.NDArray[np.float64]
+MAX_VERDICTS = 100
+"""A problem's figure never counts as more verdicts than these, however alike the problems' figures are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,9 @@ def estimate(
 ) -> Estimate | None:
     """Return the mean of a figure over problems, with an interval; None if it is defined for no problem.
 
-    Wilson's interval with the effective number of problems m (1 - m) / variance: exactly Wilson's for one
-    solution a problem, narrower for figures between 0 and 1, and inside [0, 1] everywhere. It is for one
-    policy; two on the same problems are compared with `paired_gain`.
+    Wilson's interval, exactly, for one verdict a problem. For other figures, clusters and strata it is
+    Wilson's with the effective number of problems m (1 - m) / variance and Student's quantile: inside [0, 1]
+    everywhere. It is for one policy; two on the same problems are compared with `paired_gain`.
 
     >>> found = estimate([1.0] * 8 + [0.0] * 2)
     >>> round(found.low, 4), round(found.high, 4)
@@ -98,70 +96,70 @@ def estimate(
 
     Args:
         values: one a problem, in [0, 1]; None or NaN where it is not defined.
-        clusters: what each problem comes from. Problems of one cluster are not independent: the standard
-            error is that of the clusters' sums of deviations, the interval has Student's quantile with as
-            many degrees of freedom as there are clusters, less one.
+        clusters: what each problem comes from: problems of one cluster are not independent.
         strata: what each problem belongs to: the mean is that of the strata's means (the macro average), and
             problems vary inside their strata only.
         confidence: of the interval.
         is_share: without it values may be any numbers, and the interval is the mean and its standard error
-            times the quantile.
+            times the quantile; None for a single problem or cluster, of which no error is known.
 
     Source: Wilson 1927; Korn and Graubard 1998 for the effective number; Miller 2024, arXiv 2411.00640, for
-        the clustered standard error, here with G / (G - 1) for G clusters.
+        clusters.
     """
-    every = _numbers(values)
+    every = numbers_of(values)
     is_defined = ~np.isnan(every)
     defined = every[is_defined]
-    n = len(defined)
-    if n == 0:
+    if not len(defined):
         return None
-    codes = _codes(strata, is_defined) if strata is not None else np.zeros(n, dtype=np.int64)
-    sizes = np.bincount(codes)
-    means = np.bincount(codes, defined) / sizes
-    mean = float(means.mean())
-    parts = (defined - means[codes]) / (len(sizes) * sizes[codes])
-    if clusters is None:
-        num_groups = n
-        variance = float((parts**2).sum())
-        error = math.sqrt(float((parts**2 * _without_bias(sizes)[codes]).sum()))
+    spread = spread_of(defined, kept(clusters, is_defined), kept(strata, is_defined))
+    low, high = math.nan, math.nan
+    if clusters is None and strata is None and bool(np.isin(defined, (0.0, 1.0)).all()):
         z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        low, high = _wilson(spread.mean, len(defined), z)
+    elif spread.degrees_of_freedom:
+        t = student_quantile((1 + confidence) / 2, spread.degrees_of_freedom)
+        half = t * spread.standard_error
+        low, high = spread.mean - half, spread.mean + half
+        if is_share:
+            low, high = _wilson(spread.mean, _effective_number(spread), t)
+    elif is_share:
+        low, high = 0.0, 1.0
     else:
-        sums = np.bincount(_codes(clusters, is_defined), parts)
-        num_groups = len(sums)
-        variance = float((sums**2).sum() * _without_bias(np.array([num_groups]))[0])
-        error = math.sqrt(variance)
-        z = student_quantile((1 + confidence) / 2, max(num_groups - 1, 1))
-    low, high = mean - z * error, mean + z * error
-    if is_share:
-        # Where all values are equal the variance says nothing: as many problems, or clusters, as there are.
-        low, high = _wilson(mean, mean * (1 - mean) / variance if variance > 0 else num_groups, z)
-    return Estimate(mean, min(low, mean), max(high, mean), error, n, len(every) - n)
-
-
-def _numbers(values: Sequence[float | None] | Floats) -> Floats:
-    return np.array([math.nan if value is None else value for value in values], dtype=float)
-
-
-def _codes(labels: Sequence[object], kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return a number for each label that is kept, from 0, the same for equal ones."""
-    numbers: dict[object, int] = {}
-    return np.array(
-        [
-            numbers.setdefault(label, len(numbers))
-            for label, is_kept in zip(labels, kept, strict=True)
-            if is_kept
-        ],
-        dtype=np.int64,
+        return None
+    return Estimate(
+        value=spread.mean,
+        low=min(low, spread.mean),
+        high=max(high, spread.mean),
+        standard_error=spread.standard_error,
+        num_problems=len(defined),
+        num_undefined=len(every) - len(defined),
     )
 
 
-def _without_bias(sizes: npt.NDArray[np.int64]) -> Floats:
-    """Return n / (n - 1) of each size; 1 of a single one, whose deviation is 0."""
-    return sizes / np.maximum(sizes - 1, 1)
+def numbers_of(values: Sequence[float | None] | Floats) -> Floats:
+    """Return values as an array, None as NaN."""
+    return np.array([math.nan if value is None else value for value in values], dtype=float)
+
+
+def kept(labels: Sequence[object] | None, is_kept: npt.NDArray[np.bool_]) -> Sequence[object] | None:
+    """Return the labels of the problems that are kept."""
+    if labels is None:
+        return None
+    return [label for label, stays in zip(labels, is_kept.tolist(), strict=True) if stays]
+
+
+def _effective_number(spread: Spread) -> float:
+    """Return how many verdicts would vary as much as this mean does.
+
+    Where the units do not vary at all they say nothing of that: it is their number.
+    """
+    if not spread.variance:
+        return spread.num_units
+    return min(spread.mean * (1 - spread.mean) / spread.variance, MAX_VERDICTS * spread.num_units)
 
 
 def _wilson(mean: float, effective: float, z: float) -> tuple[float, float]:
+    mean = min(max(mean, 0.0), 1.0)  # a sum of values in [0, 1] may round beyond
     center = (mean + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z * math.sqrt(mean * (1 - mean) / effective + (z / (2 * effective)) ** 2) / (1 + z * z / effective)
     return max(0.0, center - half), min(1.0, center + half)
@@ -185,114 +183,3 @@ def student_quantile(probability: float, degrees_of_freedom: int) -> float:
     share = np.abs(2 * probability - 1)
     angle = float(np.interp(share, steps / steps[-1], angles))
     return math.copysign(math.sqrt(nu) * math.tan(angle), probability - 0.5)
-
-
-def paired_gain(
-    values: Sequence[float | None] | Floats,
-    base_values: Sequence[float | None] | Floats,
-    *,
-    clusters: Sequence[object] | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Estimate | None:
-    """Return the mean of `values - base_values` over problems, with a bootstrap interval over problems.
-
-    Percentiles of the means of 10,000 resamples of problems (of clusters, where they are given), widened for
-    few problems as Student's quantile is; the same seed gives the same interval. A problem for which either
-    figure is not defined is left out and counted; None if fewer than two problems, or clusters, are left.
-
-    Args:
-        values: one a problem.
-        base_values: the other policy's, of the same problems in the same order.
-        clusters: as those of `estimate`.
-        confidence: of the interval.
-        seed: of the resamples.
-
-    Source: Hesterberg 2015, section 4.3 ("expanded percentile"), for the widening.
-    """
-    one, base = _numbers(values), _numbers(base_values)
-    if len(one) != len(base):
-        raise ValueError(f"{len(one)} values and {len(base)} of the base; one of each a problem is wanted")
-    every = one - base
-    is_defined = ~np.isnan(every)
-    differences = every[is_defined]
-    n = len(differences)
-    codes = np.arange(n) if clusters is None else _codes(clusters, is_defined)
-    sums, sizes = np.bincount(codes, differences).astype(float), np.bincount(codes).astype(float)
-    num_groups = len(sums)
-    if num_groups < 2:
-        return None
-    mean = float(differences.mean())
-    means = _resampled_means(sums, sizes, np.random.default_rng(seed))
-    t = student_quantile((1 + confidence) / 2, num_groups - 1)
-    tail = statistics.NormalDist().cdf(-t * math.sqrt(num_groups / (num_groups - 1)))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    spread = float(((sums - mean * sizes) ** 2).sum())
-    return Estimate(
-        value=mean,
-        low=min(float(low), mean),
-        high=max(float(high), mean),
-        standard_error=math.sqrt(spread * num_groups / (num_groups - 1)) / n,
-        num_problems=n,
-        num_undefined=len(every) - n,
-    )
-
-
-def _resampled_means(sums: Floats, sizes: Floats, draws: np.random.Generator) -> Floats:
-    """Return the mean of each of `NUM_RESAMPLES` resamples of groups with these sums and sizes."""
-    pairs, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    num_groups, num_unlike = len(sums), pairs.shape[1]
-    step = max(1, RESAMPLES_AT_ONCE // (num_unlike if num_unlike < num_groups / 4 else num_groups))
-    means = []
-    for start in range(0, NUM_RESAMPLES, step):
-        size = min(step, NUM_RESAMPLES - start)
-        if num_unlike < num_groups / 4:  # few unlike differences: how often each comes, in one draw
-            times = draws.multinomial(num_groups, counts / num_groups, size=size)
-            means.append(times @ pairs[0] / (times @ pairs[1]))
-        else:
-            chosen = draws.integers(num_groups, size=(size, num_groups), dtype=np.int32)
-            means.append(sums[chosen].sum(axis=1) / sizes[chosen].sum(axis=1))
-    return np.concatenate(means)
-
-
-@dataclass(frozen=True, slots=True)
-class SignTest:
-    """How many problems each of two policies wins, and how likely so unlike numbers are by chance.
-
-    Example:
-        SignTest(num_won=30, num_lost=12, num_tied=158, p_value=0.0077)
-    """
-
-    num_won: int
-    num_lost: int
-    num_tied: int
-    """Problems with equal figures; they say nothing of which is better and are left out of the test."""
-    p_value: float
-    """Two-sided, exact; 1.0 where no problem is won or lost."""
-
-
-def sign_test(
-    values: Sequence[float | None] | Floats, base_values: Sequence[float | None] | Floats
-) -> SignTest:
-    """Count the problems on which `values` are higher and lower, and test whether the two are as likely.
-
-    >>> sign_test([1, 1, 1, 0, 1], [0, 0, 0, 1, 1])
-    SignTest(num_won=3, num_lost=1, num_tied=1, p_value=0.625)
-
-    Args:
-        values: one a problem; None or NaN where it is not defined, and the problem is left out.
-        base_values: the other policy's, in the same order.
-
-    Source: Dixon and Mood 1946; for one verdict a problem it is McNemar's exact test.
-    """
-    one, base = _numbers(values), _numbers(base_values)
-    # Figures that differ by rounding only are tied.
-    differences = np.round((one - base)[~np.isnan(one - base)], 12)
-    num_won, num_lost = int((differences > 0).sum()), int((differences < 0).sum())
-    num_decided = num_won + num_lost
-    tail, ways = 0, 1
-    for i in range(min(num_won, num_lost) + 1):  # integers: exact, however many problems
-        tail += ways
-        ways = ways * (num_decided - i) // (i + 1)
-    p_value = min(1.0, 2 * tail / 2**num_decided)
-    return SignTest(num_won, num_lost, len(differences) - num_decided, p_value)

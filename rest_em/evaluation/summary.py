@@ -15,13 +15,38 @@ import numpy.typing as npt
 
 from rest_em.evaluation.columns import UNKNOWN, Columns
 from rest_em.evaluation.estimators import best_at_k, pass_at_k_of_each
-from rest_em.evaluation.intervals import Estimate, Figure, estimate, paired_gain
+from rest_em.evaluation.intervals import Estimate, Figure, estimate, kept
+from rest_em.evaluation.pairs import paired_gain
+from rest_em.evaluation.spread import Floats
 from rest_em.evaluation.votes import SameAnswer, majority_at_k_of_each
 
 BUCKETS = {"75-100 %": 0.75, "50-75 %": 0.5, "25-50 %": 0.25, "< 25 %": 0.0}
 """Difficulty by the base model's success, as the paper's section 5.2 cuts it: name -> the least success."""
 
-Floats = npt.NDArray[np.float64]
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What each problem belongs to and comes from; None where there are no groups, or no clusters."""
+
+    groups: Sequence[object] | None
+    """What the macro average goes over."""
+    clusters: Sequence[object] | None
+    """A problem that says nothing is its own cluster."""
+
+    @classmethod
+    def of(cls, columns: Columns) -> Labels:
+        """Return those of samples."""
+        sources = zip(columns.clusters, columns.problem_ids, strict=True)
+        return cls(
+            None if all(one is None for one in columns.groups) else list(columns.groups),
+            None
+            if all(one is None for one in columns.clusters)
+            else [(one is None, one or key) for one, key in sources],
+        )
+
+    def or_else(self, other: Labels) -> Labels:
+        """Return another's in the place of those that are not there."""
+        return Labels(self.groups or other.groups, self.clusters or other.clusters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +120,8 @@ class Evaluation:
     """The mean over the groups of their own means; None where there are no groups."""
     groups: Mapping[str, Figures]
     """By group, such as a task."""
+    labels: Labels
+    """Of the problems, in the order of `is_correct`."""
     is_correct: Mapping[str, bool | None]
     """The greedy verdict by problem id, for paired comparisons; None where it could not be judged."""
     success_rate: Mapping[str, float | None]
@@ -120,6 +147,7 @@ class Evaluation:
             "overall": self.overall.to_json(),
             "macro": self.macro and self.macro.to_json(),
             "groups": {name: one.to_json() for name, one in self.groups.items()},
+            "labels": asdict(self.labels),
             "is_correct": dict(self.is_correct),
             "success_rate": dict(self.success_rate),
             "greedy": self.greedy and asdict(self.greedy),
@@ -133,6 +161,7 @@ class Evaluation:
             overall=Figures.from_json(value["overall"]),
             macro=value["macro"] and Figures.from_json(value["macro"]),
             groups={name: Figures.from_json(one) for name, one in value["groups"].items()},
+            labels=Labels(**value["labels"]),
             is_correct=value["is_correct"],
             success_rate=value["success_rate"],
             greedy=value["greedy"] and Shares(**value["greedy"]),
@@ -252,6 +281,7 @@ def summarize(greedy: Columns | None, sampled: Columns | None, metrics: Metrics)
         overall=_figures(values, columns, everywhere, metrics),
         macro=_figures(values, columns, everywhere, metrics, is_macro=True) if groups else None,
         groups=groups,
+        labels=Labels.of(columns),
         is_correct=_by_problem(columns, values.greedy, bool),
         success_rate=_by_problem(columns, rates, float),
         greedy=None if greedy is None else shares(greedy),
@@ -277,9 +307,8 @@ def _figures(
     is_macro: bool = False,
 ) -> Figures:
     """Return the figures over the chosen problems."""
-    labels = clusters_of(columns)
-    clusters = labels and [one for one, is_chosen in zip(labels, chosen.tolist(), strict=True) if is_chosen]
-    strata = columns.groups if is_macro else None
+    labels = Labels.of(columns)
+    clusters, strata = kept(labels.clusters, chosen), labels.groups if is_macro else None
 
     def figure(each: Floats, wanted: str, *, is_share: bool = True) -> Figure:
         own = each[chosen]
@@ -288,7 +317,13 @@ def _figures(
             own, clusters=clusters, strata=strata, confidence=metrics.confidence, is_share=is_share
         )
         why = f"{num_undefined:,} of {len(own):,} problems have {wanted} that could be judged"
-        return Figure(found, len(own) - num_undefined, num_undefined, why if num_undefined else None)
+        if found is None and num_undefined < len(own):
+            why = "of a single problem, or cluster, there is no error"
+        without = sorted({*map(str, strata or ())} - {*map(str, kept(strata, ~np.isnan(own)) or ())})
+        if without:
+            why += f"; the mean is without the groups {', '.join(without)}"
+        is_whole = found is not None and not num_undefined
+        return Figure(found, len(own) - num_undefined, num_undefined, None if is_whole else why)
 
     has_greedy = values.greedy is not None
     return Figures(
@@ -301,14 +336,6 @@ def _figures(
         best_at={k: figure(each, _too_few(k), is_share=False) for k, each in values.best_at.items()},
         coverage=None if values.coverage is None else figure(values.coverage, _too_few(1)),
     )
-
-
-def clusters_of(columns: Columns) -> list[object] | None:
-    """Return what each problem comes from, itself where it says nothing; None where no problem says it."""
-    if all(one is None for one in columns.clusters):
-        return None
-    labels = zip(columns.clusters, columns.problem_ids, strict=True)
-    return [(one is None, one or key) for one, key in labels]
 
 
 def _too_few(k: int) -> str:
@@ -344,7 +371,7 @@ def _mean(values: npt.NDArray[Any]) -> float | None:
 
 
 def gain(evaluation: Evaluation, base: Evaluation, *, confidence: float = 0.95) -> Estimate | None:
-    """Return how much higher greedy pass@1 is than the base's, on the same problems.
+    """Return how much higher greedy pass@1 is than the base's, on the same problems; of groups the mean's.
 
     Raises:
         ValueError: the two were measured on different problems.
@@ -355,6 +382,8 @@ def gain(evaluation: Evaluation, base: Evaluation, *, confidence: float = 0.95) 
     return paired_gain(
         [evaluation.is_correct[key] for key in ids],
         [base.is_correct[key] for key in ids],
+        clusters=base.labels.clusters,
+        strata=base.labels.groups,
         confidence=confidence,
     )
 

@@ -28,7 +28,11 @@ def print_comparison(
         only = f"{comparison.num_only_a:,} of A's, {comparison.num_only_b:,} of B's"
         say(f"left out, for only one has them: {only}")
     percent = f"{100 * comparison.confidence:g} %"
-    table = table_of(f"% of problems with {percent} intervals; paired by problem")
+    over = (
+        f"the mean of {comparison.num_groups} groups" if comparison.num_groups else "the mean over problems"
+    )
+    unit = f"cluster, of {comparison.num_clusters:,}" if comparison.num_clusters else "problem"
+    table = table_of(f"%, {over}, with {percent} intervals; paired by {unit}")
     for heading in ("", "A", "B", "B - A", "won by B", "lost", "tied", "sign test p"):
         table.add_column(heading, justify="right")
     for one in comparison.differences:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rest_em.evaluation import Estimate, Evaluation, Figure, by_difficulty, gain
+from rest_em.evaluation import Estimate, Evaluation, Figure, by_difficulty, gain, unpaired_gain
 from rest_em.ledger import Ledger, as_killed, best_iteration, read_status
 from rest_em.report.cells import ABSENT, percent, table_of, with_interval
 from rest_em.storage import is_locked
@@ -70,11 +70,10 @@ class IterationSummary:
     """What was found of a fall on D_val; None where nobody looks."""
 
     @property
-    def train_gap(self) -> float | None:
+    def train_gap(self) -> Estimate | None:
         """Greedy pass@1 on training problems, less that on test problems."""
-        both = [_first(one) for one in (self.evals.get("train"), self.evaluation) if one is not None]
-        values = [one.value for one in both if one is not None]
-        return values[0] - values[1] if len(values) == 2 else None
+        train, test = (one and _first(one) for one in (self.evals.get("train"), self.evaluation))
+        return unpaired_gain(train, test) if train and test else None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value; rates are in [0, 1], None is what has not been measured."""
@@ -103,7 +102,7 @@ class IterationSummary:
             "evals": {name: one.to_json() for name, one in self.evals.items()},
             "gains": {name: _interval(one) for name, one in self.gains.items()},
             "difficulty": {name: one.to_json() for name, one in self.difficulty.items()},
-            "train_gap": self.train_gap,
+            "train_gap": _interval(self.train_gap),
             "stop": None if self.stop is None else dict(self.stop),
             "validation": list(self.validation),
             "chosen_epoch": self.chosen,
@@ -196,13 +195,23 @@ def _evals(records: Mapping[str, Any], number: int) -> dict[str, Evaluation]:
     return {name: one for name, one in measured.items() if one is not None}
 
 
-def _gains(evals: Mapping[str, Evaluation], base: Mapping[str, Evaluation]) -> dict[str, Estimate | None]:
+def _gains(
+    records: Mapping[str, Any], number: int, evals: Mapping[str, Evaluation], base: Mapping[str, Evaluation]
+) -> dict[str, Estimate | None]:
     same = [
         name
         for name in evals
         if name in base and evals[name].is_correct.keys() == base[name].is_correct.keys()
     ]
-    return {name: gain(evals[name], base[name]) for name in same}
+    return {
+        name: gain(evals[name], base[name], confidence=_confidence(records, number, name)) for name in same
+    }
+
+
+def _confidence(records: Mapping[str, Any], number: int, name: str) -> float:
+    """Return that of the intervals of a measurement."""
+    confidence: float = records[f"iteration-{number:02d}/evals/{name}/metrics"]["inputs"]["confidence"]
+    return confidence
 
 
 def _first(evaluation: Evaluation) -> Estimate | None:
@@ -216,12 +225,11 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
     samples, verdicts = _result(records, f"{name}/samples"), _result(records, f"{name}/verdicts")
     dataset, policy = _result(records, f"{name}/dataset"), _result(records, f"{name}/policy")
     evaluation = _evaluation(records, number)
-    metrics = records.get(f"{name}/evals/test/metrics", {"inputs": {}})["inputs"]
     return IterationSummary(
         iteration=number,
         evaluation=evaluation,
         gain=(
-            gain(evaluation, base, confidence=metrics["confidence"])
+            gain(evaluation, base, confidence=_confidence(records, number, "test"))
             if number and evaluation and base
             else None
         ),
@@ -240,7 +248,7 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         chosen=policy.get("chosen"),
         seconds=_seconds(records, name),
         evals=_evals(records, number),
-        gains=_gains(_evals(records, number), _evals(records, 0)) if number else {},
+        gains=_gains(records, number, _evals(records, number), _evals(records, 0)) if number else {},
         difficulty=_difficulty(evaluation, base),
         stop=_result(records, f"{name}/stop") or None,
     )
@@ -345,7 +353,7 @@ def _eval_tables(summary: RunSummary) -> list[Table]:
             measured = one.evals.get(name)
             cells.append(ABSENT if measured is None else with_interval(_first(measured)))
             if name == "train":
-                cells.append(ABSENT if one.train_gap is None else f"{100 * one.train_gap:+.1f}")
+                cells.append(with_interval(one.train_gap, signed=True))
             else:
                 cells.append(with_interval(one.gains.get(name), signed=True))
         if one.evals:
