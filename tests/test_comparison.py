@@ -12,6 +12,7 @@ from rest_em.comparing import compare_stored, find_tables
 from rest_em.errors import SamplesError
 from rest_em.evaluation import ColumnsBuilder, Comparison, Metrics, Side, compare, summarize
 from rest_em.interchange import LogScores
+from rest_em.report.comparison import band_lines
 from rest_em.samples import Decoding, Sample, write_samples
 from rest_em.types import Verdict
 
@@ -107,6 +108,18 @@ def test_the_curve_goes_over_the_ks_that_both_have() -> None:
     b = side("b", {f"p{k}": k % 9 for k in range(30)}, num_samples=6)
     figures = [one.figure for one in compare(a, b).differences]
     assert figures == ["pass@1", "pass@2", "pass@4", "pass@6", "maj@2", "maj@4", "maj@6"]
+
+
+def test_the_curves_are_drawn_with_their_bands() -> None:
+    a = side("a", {f"p{k}": k % 9 for k in range(30)}, num_samples=8)
+    ends, *lines = band_lines(compare(a, a, ks=[1, 8]))
+    assert (ends.split()[0], ends.split()[-2:]) == ("30", ["95", "%"])
+    assert [line.split("  ")[0].strip() for line in lines] == [
+        "pass@1 A", "pass@1 B", "pass@8 A", "pass@8 B", "maj@8 A", "maj@8 B",
+    ]  # fmt: skip
+    assert [line.index("●") for line in lines[::2]] == [line.index("●") for line in lines[1::2]]
+    assert lines[0].index("├") < lines[0].index("●") < lines[0].index("┤") < lines[2].index("●")
+    assert band_lines(compare(a, a, ks=[1])) == []
 
 
 def test_problems_of_one_side_are_left_out_and_counted() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.console import Console
 
-from rest_em.evaluation import Comparison
+from rest_em.evaluation import Comparison, Estimate
 from rest_em.report.cells import printable, table_of, with_interval
 
 
@@ -47,6 +50,8 @@ def print_comparison(
             f"{one.sign.p_value:.2g}",
         )
     console.print(table)
+    for line in band_lines(comparison):
+        say(line)
     for one in comparison.differences:
         say(one.verdict)
     if len(comparison.differences) > 1:
@@ -55,3 +60,36 @@ def print_comparison(
         first = comparison.differences[0].figure
         say(f"won by B at {first}: {', '.join(comparison.won) or 'none'}")
         say(f"lost by B at {first}: {', '.join(comparison.lost) or 'none'}")
+
+
+def band_lines(comparison: Comparison, width: int = 80) -> Sequence[str]:
+    """Return each policy's curve over the k with its band, a line a figure; none of one figure."""
+    rows = [
+        (f"{one.figure} {name}", figure.estimate)
+        for one in comparison.differences
+        for name, figure in (("A", one.a), ("B", one.b))
+    ]
+    defined = [found for _, found in rows if found is not None]
+    if len(defined) <= 2:
+        return []
+    least = math.floor(20 * min(one.low for one in defined)) / 20
+    most = math.ceil(20 * max(one.high for one in defined)) / 20
+    margin = max(len(name) for name, _ in rows)
+    ends = f"{100 * least:.0f} %".ljust(width - 5) + f"{100 * most:.0f} %".rjust(5)
+    lines = [f"{name:>{margin}}  {band(found, least, most, width)}" for name, found in rows if found]
+    return [f"{'':>{margin}}  {ends}", *(line.rstrip() for line in lines)]
+
+
+def band(found: Estimate, least: float, most: float, width: int) -> str:
+    """Return an interval and its mean between the two ends of a line.
+
+    >>> band(Estimate(0.5, 0.25, 0.75, 0.1, 10, 0), 0.0, 1.0, 9)
+    '  ├─●─┤  '
+    """
+    low, value, high = (
+        round((width - 1) * (one - least) / (most - least)) for one in (found.low, found.value, found.high)
+    )
+    cells = [" "] * width
+    cells[low : high + 1] = "├" + "─" * (high - low - 1) + "┤" if high > low else "│"
+    cells[value] = "●"
+    return "".join(cells)
