@@ -247,7 +247,14 @@ def measure(
         wanted = {"every", "last", "best"}
     measurements = [_test_problems(run, policy), *_train_problems(run, policy)]
     measurements += [
-        measurement_of(one.spec, one.benchmark, one.name, model=run.recipe.model, seed=run.recipe.seed)
+        measurement_of(
+            one.spec,
+            one.benchmark,
+            one.name,
+            model=run.recipe.model,
+            seed=run.recipe.seed,
+            limit=one.choice.limit,
+        )
         for one in run.problems.evals
         if one.choice.when in wanted
     ]
@@ -267,6 +274,7 @@ def _test_problems(run: Run, policy: PromptedPolicy) -> Measurement:
     return Measurement(
         name="test",
         title="test problems",
+        source=run.recipe.problems.test,
         problems=run.problems.rendered("test", policy.prompt),
         prompt=policy.prompt,
         asked=run.asked(policy.prompt),
@@ -287,11 +295,13 @@ def _train_problems(run: Run, policy: PromptedPolicy) -> list[Measurement]:
         Measurement(
             name="train",
             title="training problems",
+            source=run.recipe.problems.train,
             problems=run.problems.rendered("train", policy.prompt)[: asked.num_train_problems],
             prompt=policy.prompt,
             asked=run.asked(policy.prompt),
             params={"greedy": greedy_params(run.recipe.sampling)},
             pass_at=(1,),
+            limit=asked.num_train_problems,
             confidence=asked.confidence,
             format=asked.format,
         )

@@ -303,9 +303,19 @@ def _print(target: Target, measured: Sequence[Measured], *, as_json: bool) -> No
         samples = str(samples_path(target.folder, one.stage))
         title = f"{measurement.title} ({measurement.name}), {_name_of(target, one.iteration)}"
         if as_json:
-            values.append(evaluation_to_json(one.iteration, measurement.name, one.evaluation, samples))
+            values.append(
+                evaluation_to_json(
+                    one.iteration, measurement.name, one.evaluation, samples, settings=one.settings
+                )
+            )
         elif measurement.is_scored:
-            print_evaluation(title, one.evaluation, console(), confidence=measurement.confidence)
+            print_evaluation(
+                title,
+                one.evaluation,
+                console(),
+                confidence=measurement.confidence,
+                settings=one.settings,
+            )
             print(f"samples and scores: {samples}\n")
         else:
             print(f"{title}: drawn and not scored; for people to grade: {samples}")

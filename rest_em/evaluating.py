@@ -27,15 +27,18 @@ from rest_em.measuring import (
     measurement_of,
     plan_measurement,
     samples_path,
+    settings_of,
     with_votes,
+    write_table,
 )
 from rest_em.problems.benchmark import load_benchmark
 from rest_em.recipe import ModelSection, PromptVariant, load_eval, load_recipe
 from rest_em.report.progress import Progress
+from rest_em.report.settings import Settings
 from rest_em.rewards.graders import check_unscorable
 from rest_em.rewards.registry import same_answer_of
 from rest_em.run import PromptedPolicy, Workplace
-from rest_em.samples import Sample, write_samples
+from rest_em.samples import Sample
 from rest_em.scoring import ScoreFiles, judge_stored
 from rest_em.storage import read_lines, write_text
 from rest_em.stored_samples import read_stored
@@ -72,6 +75,8 @@ class Measured:
     stage: str
     """Its name in the ledger of the folder."""
     evaluation: Evaluation
+    settings: Settings | None
+    """How the figures came to be; None where an earlier version has not kept it."""
 
 
 def target_of_model(name: str, overrides: Sequence[str], output: Path | None, seed: int | None) -> Target:
@@ -189,7 +194,9 @@ def load_measurements(
         if name in measurements or name == "test":
             raise RecipeError(f"{path}: the name {name!r} is taken; give the file another one")
         benchmark = load_benchmark(spec, limit)
-        measurements[name] = measurement_of(spec, benchmark, name, model=target.model, seed=target.seed)
+        measurements[name] = measurement_of(
+            spec, benchmark, name, model=target.model, seed=target.seed, limit=limit
+        )
     return list(measurements.values())
 
 
@@ -226,9 +233,9 @@ def _measure(place: Workplace, policy: PromptedPolicy, measurements: Sequence[Me
     measured = []
     for planned in plans:
         own = {decoding: next(judged) for decoding in planned.draws}
-        evaluation = finish_measurement(place, planned, own)
+        evaluation, settings = finish_measurement(place, planned, own)
         measured.append(
-            Measured(policy.policy.iteration, planned.measurement, planned.stage.name, evaluation)
+            Measured(policy.policy.iteration, planned.measurement, planned.stage.name, evaluation, settings)
         )
     return measured
 
@@ -272,7 +279,8 @@ def judge_solutions(
     samples = list(with_votes(judged_samples, same_answer_of(section)))
     unscorable = [one.reason for one in samples if one.verdict is Verdict.UNSCORABLE]
     check_unscorable(unscorable, len(samples), section, measurement.name)
-    write_samples(samples_path(folder, stage), samples)
+    settings = settings_of(measurement, solutions=solutions)
+    write_table(samples_path(folder, stage), samples, settings)
     number = max(Counter((one.problem_id, one.decoding) for one in samples).values())
     judged = dataclasses.replace(
         measurement,
@@ -280,7 +288,7 @@ def judge_solutions(
         pass_at=[k for k in measurement.pass_at if k <= number],
         majority_at=[number] if measurement.majority_at and number > 1 else [],
     )
-    return Measured(0, judged, stage, evaluation_of(judged, samples))
+    return Measured(0, judged, stage, evaluation_of(judged, samples), settings)
 
 
 def stored_samples(path: Path, measurement: Measurement) -> Iterator[Sample]:

@@ -17,19 +17,22 @@ from rest_em.drawing import Draw, plan_draw
 from rest_em.evaluation import Columns, ColumnsBuilder, Evaluation, Metrics, SameAnswer, summarize
 from rest_em.ledger import Stage
 from rest_em.problems.benchmark import Benchmark
-from rest_em.problems.prompts import resolve_variant
+from rest_em.problems.prompts import TEXT_OF, resolve_variant
 from rest_em.recipe import (
     Eval,
     EvalSampling,
     EvaluationSection,
     ModelSection,
+    ProblemSource,
     PromptVariant,
     RewardSection,
     SamplingSection,
 )
+from rest_em.report.settings import Settings
 from rest_em.rewards.registry import answer_name, same_answer_of
 from rest_em.run import Asked, PromptedPolicy, Workplace
 from rest_em.samples import Decoding, Sample, write_samples
+from rest_em.storage import dtype_of_solutions, write_json
 from rest_em.types import GradedSolution, Problem, SamplingParams
 
 BY_HAND = RewardSection(name="by_hand", max_unscorable=1.0)
@@ -41,20 +44,24 @@ class Measurement:
     """A set of problems and how policies are measured on it.
 
     Example:
-        Measurement("gsm8k", "GSM8K", problems, variant, asked, {"greedy": params}, pass_at=(1,))
+        Measurement("gsm8k", "GSM8K", source, problems, variant, asked, {"greedy": params}, pass_at=(1,))
     """
 
     name: str
     """A folder below an iteration's `evals/`."""
     title: str
     """How people call it."""
+    source: ProblemSource
+    """Where the problems come from."""
     problems: Sequence[Problem]
     prompt: PromptVariant
-    """What the problems are rendered with."""
+    """What the problems are rendered with; its `num_examples` are those that are shown."""
     asked: Asked
     params: Mapping[Decoding, SamplingParams]
     """What is drawn."""
     pass_at: Sequence[int]
+    limit: int | None = None
+    """Only so many problems of the source were asked for."""
     majority_at: Sequence[int] = ()
     confidence: float = 0.95
     format: str | None = None
@@ -94,7 +101,13 @@ class PlannedMeasurement:
 
 
 def measurement_of(
-    spec: Eval, benchmark: Benchmark, name: str, *, model: ModelSection, seed: int
+    spec: Eval,
+    benchmark: Benchmark,
+    name: str,
+    *,
+    model: ModelSection,
+    seed: int,
+    limit: int | None = None,
 ) -> Measurement:
     """Return what an eval measures.
 
@@ -104,6 +117,7 @@ def measurement_of(
         name: what the folder of its results is called.
         model: how policies are loaded.
         seed: of the draws.
+        limit: to how many problems the benchmark is limited.
     """
     sampling, metrics = spec.sampling, spec.metrics
     variant = resolve_variant(spec.prompt, spec.prompt)
@@ -124,16 +138,65 @@ def measurement_of(
     return Measurement(
         name=name,
         title=spec.title,
+        source=spec.problems,
         problems=benchmark.problems,
-        prompt=variant,
+        prompt=variant.model_copy(update={"num_examples": benchmark.num_examples}),
         asked=asked,
         params=params,
         pass_at=spec.pass_at,
+        limit=limit,
         majority_at=spec.majority_at,
         confidence=metrics.confidence,
         format=metrics.format,
         groups=benchmark.groups,
         clusters=benchmark.clusters,
+    )
+
+
+def settings_of(measurement: Measurement, *, solutions: Path | None = None) -> Settings:
+    """Return what stands beside a measurement's figures, but for what is known of its draws alone.
+
+    Args:
+        measurement: what is measured.
+        solutions: the stored solutions that are judged in the place of draws.
+    """
+    source = measurement.source
+    limits = [one for one in (measurement.limit, source.max_problems) if one is not None]
+    return Settings(
+        data=source.model_dump(
+            mode="json",
+            include=set(ProblemSource.model_fields) - {"max_problems"},
+            exclude_defaults=True,
+        ),
+        limit=min(limits, default=None),
+        confidence=measurement.confidence,
+        reward=measurement.asked.reward.title if measurement.is_scored else None,
+        solutions=None if solutions is None else str(solutions),
+    )
+
+
+def _settings_of_draws(place: Workplace, planned: PlannedMeasurement) -> Settings:
+    measurement = planned.measurement
+    asked, prompt, params = measurement.asked, measurement.prompt, measurement.params
+    (first, *_), sampled = params.values(), params.get("sampled")
+    draws = planned.draws.values()
+    units = [unit for draw in draws for unit in (place.folder / draw.samples.name).glob("units/*.parquet")]
+    dtypes = sorted({dtype_of_solutions(unit) or asked.model.dtype for unit in units})
+    return dataclasses.replace(
+        settings_of(measurement),
+        model=next(iter(draws)).prompted.policy.path,
+        revision=asked.model.revision,
+        dtype=", ".join(dtypes),
+        seed=asked.seed,
+        num_shots=None if TEXT_OF in str(prompt.template) else prompt.num_examples,
+        chat_template=prompt.chat_template,
+        greedy="greedy" in params,
+        num_samples=0 if sampled is None else sampled.num_samples,
+        temperature=None if sampled is None else sampled.temperature,
+        top_k=None if sampled is None else sampled.top_k,
+        top_p=None if sampled is None else sampled.top_p,
+        max_new_tokens=first.max_new_tokens,
+        stop_strings=first.stop_strings,
     )
 
 
@@ -195,8 +258,10 @@ def plan_measurement(
 
 def finish_measurement(
     place: Workplace, planned: PlannedMeasurement, judged: Mapping[Decoding, Sequence[GradedSolution]]
-) -> Evaluation:
-    """Return the figures of judged draws; with them the table of samples is written.
+) -> tuple[Evaluation, Settings | None]:
+    """Return the figures of judged draws and their settings, None where they were not kept with the figures.
+
+    With the figures the table of samples is written, and the settings beside it.
 
     Args:
         place: where the draws were made.
@@ -211,11 +276,19 @@ def finish_measurement(
             [sample_of(measurement, decoding, one) for decoding, graded in judged.items() for one in graded],
             same_answer_of(measurement.asked.reward),
         )
-        write_samples(samples_path(place.folder, stage.name), samples)
-        evaluation = evaluation_of(measurement, samples)
+        settings = _settings_of_draws(place, planned)
+        write_table(samples_path(place.folder, stage.name), samples, settings)
+        figures = evaluation_of(measurement, samples).to_json()
         seconds = time.monotonic() - started
-        result = place.ledger.append(stage, evaluation.to_json(), seconds=seconds)
-    return Evaluation.from_json(result)
+        result = place.ledger.append(stage, figures | {"settings": settings.to_json()}, seconds=seconds)
+    kept = result.get("settings")
+    return Evaluation.from_json(result), None if kept is None else Settings.from_json(kept)
+
+
+def write_table(path: Path, samples: Sequence[Sample], settings: Settings) -> None:
+    """Write the table of samples, and the settings beside it as `settings.json`."""
+    write_samples(path, samples)
+    write_json(path.parent / "settings.json", settings.to_json())
 
 
 def evaluation_of(measurement: Measurement, samples: Sequence[Sample]) -> Evaluation:

@@ -179,11 +179,24 @@ def _solution_columns() -> list[tuple[str, pa.DataType]]:
     ]
 
 
-def write_solutions(path: Path, solutions: Iterable[Solution]) -> None:
-    """Write solutions as Parquet, one row each, columns as the fields of `Solution`."""
+def write_solutions(path: Path, solutions: Iterable[Solution], dtype: str | None = None) -> None:
+    """Write solutions as Parquet, one row each, columns as the fields of `Solution`.
+
+    Args:
+        dtype: what their policy computed in, kept in the file's metadata.
+    """
     import pyarrow as pa
 
-    _write_parquet(path, map(dataclasses.asdict, solutions), pa.schema(_solution_columns()))
+    schema = pa.schema(_solution_columns(), metadata=None if dtype is None else {"dtype": dtype})
+    _write_parquet(path, map(dataclasses.asdict, solutions), schema)
+
+
+def dtype_of_solutions(path: Path) -> str | None:
+    """Return what the policy of solutions computed in; None where the file does not say."""
+    import pyarrow.parquet as pq
+
+    found: bytes | None = (pq.read_schema(path).metadata or {}).get(b"dtype")
+    return None if found is None else found.decode()
 
 
 def _solution(row: dict[str, Any]) -> Solution:

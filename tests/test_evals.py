@@ -50,6 +50,7 @@ def test_gsm8k_shows_training_problems_and_asks_test_problems(tmp_path: Path) ->
         "".join(f"Question: q{k}\nAnswer: a #### {k}\n\n" for k in range(5)) + "Question: t0\nAnswer:"
     )
     assert found.bare[0].prompt == "Question: t0\nAnswer:"
+    assert found.num_examples == 5
 
 
 def test_a_problem_that_is_shown_solved_is_refused(tmp_path: Path) -> None:

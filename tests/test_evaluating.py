@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import finish, launch
 
+from rest_em import __version__
 from rest_em.cli import main
 from rest_em.samples import read_samples
 from rest_em.types import Verdict
@@ -70,6 +71,12 @@ def test_a_model_is_measured_once_and_again_only_when_asked(desk: Path, tiny_mod
     rows = list(read_samples(desk / first["samples"]))
     assert len(rows) == 12
     assert {one.group for one in rows} == {"a", "b"}
+    settings = first["settings"]
+    assert (settings["model"], settings["seed"], settings["num_shots"]) == (model, 0, 0)
+    assert settings["dtype"] in ("float32", "bfloat16")  # what auto came to
+    assert (settings["greedy"], settings["num_samples"], settings["temperature"]) == (True, 2, 1.0)
+    assert (settings["data"], settings["limit"]) == ({"path": str(desk / "sums.jsonl")}, None)
+    assert json.loads((desk / first["samples"]).with_name("settings.json").read_text()) == settings
     ledger = desk / "evaluations" / tiny_model_folder.name / "ledger.jsonl"
     before = ledger.read_text()
     assert evaluate(desk, model, "sums.yaml", "--json") == [first]
@@ -81,6 +88,22 @@ def test_a_model_is_measured_once_and_again_only_when_asked(desk: Path, tiny_mod
     (more,) = evaluate(desk, model, "sums.yaml", "--set", "sampling.num_samples=3", "--overwrite", "--json")
     assert more["sampled"]["num_solutions"] == 12
     assert more["is_correct"] == first["is_correct"]
+    assert more["settings"] == settings | {"num_samples": 3}
+    (few,) = evaluate(
+        desk, model, "sums.yaml", "--limit", "2", "--seed", "5", "--set", "model.dtype=float32",
+        "--set", "sampling.num_samples=0", "--output", "few", "--json",
+    )  # fmt: skip
+    settings = few["settings"]
+    assert (settings["limit"], settings["seed"], settings["dtype"]) == (2, 5, "float32")
+    assert (settings["num_samples"], settings["temperature"], settings["top_p"]) == (0, None, None)
+
+
+def test_the_settings_stand_below_the_table(desk: Path, tiny_model_folder: Path) -> None:
+    shown = evaluate(desk, str(tiny_model_folder), "sums.yaml", "--set", "model.dtype=float32")
+    assert (
+        "greedy; 2 samples at T 1.0, top-p 0.95, seed 0; at most 6 tokens; 0 shots; float32; data sums.jsonl; "
+        f"95 % intervals; rest_em {__version__}\nsamples and scores: "
+    ) in shown
 
 
 def test_two_ranks_draw_what_one_draws(desk: Path, tiny_model_folder: Path) -> None:
@@ -106,6 +129,10 @@ def test_stored_solutions_are_judged_without_a_model(desk: Path) -> None:
         assert figures == {"1": 0.5, "2": 1.0}
         assert found["overall"]["majority_at"]["2"]["value"] == 0.5
         assert found["sampled"]["format_valid"] == 1.0
+        settings = found["settings"]
+        assert (settings["solutions"], settings["reward"]) == ("solutions.jsonl", "number")
+        assert {settings[key] for key in ("model", "seed", "temperature", "num_shots")} == {None}
+    assert json.loads((desk / found["samples"]).with_name("settings.json").read_text()) == settings
     again = evaluate(desk, "again", "sums.yaml", "--solutions", found["samples"], "--json")
     assert again[0]["overall"] == found["overall"]
     for form in ("lm_eval", "jsonl"):

@@ -113,6 +113,9 @@ def test_one_process_runs_to_the_end_and_shows_what_it_measured(alone: Path) -> 
     for one in (base, first):
         for interval in (one["pass_at"]["1"], one["pass_at"]["2"], one["majority_at"]["2"]):
             assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+        settings = one["test"]["settings"]
+        assert settings["data"] == {"path": str(alone / "test.jsonl")}
+        assert (settings["num_samples"], settings["max_new_tokens"], settings["dtype"]) == (2, 16, "float32")
     assert base["gain"] is None
     assert first["gain"]["low"] <= first["gain"]["value"] <= first["gain"]["high"]
     assert first["num_sampled"] == 64
@@ -153,6 +156,7 @@ def test_evals_that_a_finished_run_gets_are_measured_and_compared(copy: Path) ->
         for each in found["iterations"]
     ]
     assert measured[0] == {"train": 16, "sums-first-2": 2, "best": 3}
+    assert found["iterations"][1]["evals"]["sums-first-2"]["settings"]["limit"] == 2
     assert measured[1] == {"train": 16, "sums-first-2": 2} | ({"best": 3} if found["best_iteration"] else {})
     compared = finish(launch("compare", f"{RUN}:0", f"{RUN}:1", "--json"), copy)
     assert compared.returncode == 0, compared.stderr

@@ -17,6 +17,7 @@ from rest_em.storage import (
     FolderLock,
     append_line,
     content_hash,
+    dtype_of_solutions,
     file_hash,
     is_locked,
     read_examples,
@@ -169,6 +170,13 @@ def test_solutions_come_back_as_they_were(tmp_path: Path) -> None:
 def test_no_solutions_come_back_as_none(tmp_path: Path) -> None:
     write_solutions(tmp_path / "a.parquet", [])
     assert read_solutions(tmp_path / "a.parquet") == []
+
+
+def test_solutions_know_what_their_policy_computed_in(tmp_path: Path) -> None:
+    write_solutions(tmp_path / "a.parquet", [solution()], "float32")
+    write_solutions(tmp_path / "b.parquet", [solution()])
+    assert dtype_of_solutions(tmp_path / "a.parquet") == "float32"
+    assert dtype_of_solutions(tmp_path / "b.parquet") is None
 
 
 def test_verdicts_are_joined_to_their_solutions_and_the_unjudged_are_left_out(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class Benchmark:
     """By problem id; empty where each problem is its own."""
     bare: tuple[Problem, ...]
     """The problems with a prompt that shows no worked example: what is looked for in training problems."""
+    num_examples: int
+    """Worked examples that a prompt shows."""
 
 
 def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
@@ -74,7 +76,8 @@ def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
         ):
             if column is not None:
                 labels[identity] = str(column_of(row, column, key))
-    return Benchmark(tuple(problems.values()), groups, clusters, tuple(bare))
+    num_examples = (variant.num_examples or 0) if examples is None else len(examples)
+    return Benchmark(tuple(problems.values()), groups, clusters, tuple(bare), num_examples)
 
 
 def _with_ids(rows: Sequence[Row], column: str | None) -> Sequence[tuple[str, Row]]:

@@ -10,9 +10,17 @@ from rich.table import Table
 
 from rest_em.evaluation import Evaluation, Figure, Figures, Shares
 from rest_em.report.cells import ABSENT, percent, printable, table_of, with_interval
+from rest_em.report.settings import Settings
 
 
-def print_evaluation(title: str, evaluation: Evaluation, console: Console, *, confidence: float) -> None:
+def print_evaluation(
+    title: str,
+    evaluation: Evaluation,
+    console: Console,
+    *,
+    confidence: float,
+    settings: Settings | None = None,
+) -> None:
     """Print one policy's figures on one eval.
 
     Args:
@@ -20,6 +28,7 @@ def print_evaluation(title: str, evaluation: Evaluation, console: Console, *, co
         evaluation: the figures.
         console: where.
         confidence: of the intervals.
+        settings: how the figures came to be; None where that is not known.
     """
     console.print(printable(title), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(_figure_table(evaluation, confidence))
@@ -28,6 +37,9 @@ def print_evaluation(title: str, evaluation: Evaluation, console: Console, *, co
     console.print(_share_table(evaluation))
     for why in dict.fromkeys(_whys(evaluation.main)):
         console.print(f"not defined: {why}", markup=False, highlight=False, soft_wrap=True)
+    if settings is not None:
+        line = printable(settings.line())
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _figure_table(evaluation: Evaluation, confidence: float) -> Table:
@@ -98,7 +110,9 @@ def _whys(figures: Figures) -> Sequence[str]:
     return [figure.why_undefined for figure in every if figure.why_undefined]
 
 
-def evaluation_to_json(iteration: int, name: str, evaluation: Evaluation, samples: str) -> Mapping[str, Any]:
+def evaluation_to_json(
+    iteration: int, name: str, evaluation: Evaluation, samples: str, settings: Settings | None
+) -> Mapping[str, Any]:
     """Return one policy's figures on one eval as a JSON value.
 
     Args:
@@ -106,5 +120,7 @@ def evaluation_to_json(iteration: int, name: str, evaluation: Evaluation, sample
         name: the eval's.
         evaluation: the figures.
         samples: where the table of samples is.
+        settings: as those of `print_evaluation`.
     """
-    return {"iteration": iteration, "eval": name, "samples": samples, **evaluation.to_json()}
+    about = {"iteration": iteration, "eval": name, "samples": samples}
+    return about | {"settings": settings and settings.to_json()} | evaluation.to_json()

@@ -68,6 +68,8 @@ class IterationSummary:
     """Greedy pass@1 on the test problems of each bucket of the base's success."""
     stop: Mapping[str, Any] | None = None
     """What was found of a fall on D_val; None where nobody looks."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How the figures of a set of problems came to be; without sets of which the ledger does not say it."""
 
     @property
     def train_gap(self) -> Estimate | None:
@@ -85,7 +87,7 @@ class IterationSummary:
             "majority_at": _intervals(measured.main.majority_at) if measured else {},
             "gain": _interval(self.gain),
             "num_test_problems": measured.num_problems if measured else None,
-            "test": measured.to_json() if measured else None,
+            "test": self._with_settings("test", measured) if measured else None,
             "num_sampled": self.num_sampled,
             "num_unscorable": self.num_unscorable,
             "num_correct": self.num_correct,
@@ -99,7 +101,7 @@ class IterationSummary:
             "truncated": _share(self.num_truncated, self.num_sampled),
             "unscorable": _share(self.num_unscorable, self.num_sampled),
             "num_tokens": self.num_tokens,
-            "evals": {name: one.to_json() for name, one in self.evals.items()},
+            "evals": {name: self._with_settings(name, one) for name, one in self.evals.items()},
             "gains": {name: _interval(one) for name, one in self.gains.items()},
             "difficulty": {name: one.to_json() for name, one in self.difficulty.items()},
             "train_gap": _interval(self.train_gap),
@@ -108,6 +110,9 @@ class IterationSummary:
             "chosen_epoch": self.chosen,
             "seconds": dict(self.seconds),
         }
+
+    def _with_settings(self, name: str, evaluation: Evaluation) -> dict[str, Any]:
+        return {"settings": self.settings.get(name)} | evaluation.to_json()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +256,17 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         gains=_gains(records, number, _evals(records, number), _evals(records, 0)) if number else {},
         difficulty=_difficulty(evaluation, base),
         stop=_result(records, f"{name}/stop") or None,
+        settings=_settings(records, name),
     )
+
+
+def _settings(records: Mapping[str, Any], name: str) -> dict[str, Mapping[str, Any]]:
+    found = {
+        stage.split("/")[2]: _result(records, stage).get("settings")
+        for stage in records
+        if re.fullmatch(rf"{name}/evals/[^/]+/metrics", stage)
+    }
+    return {one: settings for one, settings in found.items() if settings is not None}
 
 
 def _difficulty(evaluation: Evaluation | None, base: Evaluation | None) -> dict[str, Figure]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.sampling.engine import make_sampler
-from rest_em.sampling.policy import load_policy
+from rest_em.sampling.policy import choose_dtype, load_policy, local_device
 from rest_em.sampling.progress import Progress
 from rest_em.sampling.prompts import refuse_long_prompts
 from rest_em.sampling.tickets import tickets
@@ -44,6 +44,7 @@ def main(spec: dict[str, Any]) -> None:
     """
     tasks = [task for draw in spec["draws"] for task in _tasks(draw)]
     progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json")
+    dtype = str(choose_dtype(spec["model"]["dtype"], local_device())).removeprefix("torch.")
     policy: str | None = None
     sampler: Sampler | None = None
     for ticket in tickets(len(tasks)):
@@ -55,7 +56,7 @@ def main(spec: dict[str, Any]) -> None:
             policy, sampler = task.policy, _load_sampler(spec["model"], task.policy, requests, progress)
         problems = task.request.problems
         solutions = sampler(task.request, [(problems[place], indices) for place, indices in task.unit])
-        write_solutions(task.path, solutions)
+        write_solutions(task.path, solutions, dtype)
     progress.write()
 
 
