@@ -14,6 +14,7 @@ from rest_em.errors import SamplesError
 from rest_em.evaluation import Columns, ColumnsBuilder, Comparison, Side, columns_of_table, compare
 from rest_em.interchange import ONLY, LogScores, inspect_ai, lm_eval
 from rest_em.ledger import Ledger, best_iteration
+from rest_em.measuring import add_sample
 from rest_em.samples import Decoding, Sample
 from rest_em.storage import write_text
 from rest_em.stored_samples import read_stored
@@ -116,8 +117,11 @@ def _for_people(one: Sample) -> dict[str, Any]:
         "completion": one.text,
         "reference": one.reference,
         "answer": one.answer,
+        "vote": one.vote,
         "verdict": one.verdict.value,
         "reason": one.reason,
+        "group": one.group,
+        "cluster": one.cluster,
     }
 
 
@@ -185,7 +189,5 @@ def _columns(path: Path, scores: LogScores) -> Mapping[Decoding, Columns]:
     for one in read_stored(path, scores):
         for builder in builders.values():
             builder.add_problem(one.problem_id, one.group, one.cluster)
-        builders[one.decoding].add(
-            one.problem_id, one.verdict, answer=one.answer, reward=one.reward, text=one.text
-        )
+        add_sample(builders[one.decoding], one)
     return {decoding: builder.build() for decoding, builder in builders.items()}

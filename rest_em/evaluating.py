@@ -347,6 +347,7 @@ def _judged(measurement: Measurement, sample: Sample, row: Mapping[str, Any]) ->
         verdict=verdict,
         reward=float(verdict is Verdict.CORRECT),
         answer=row["answer"],
+        vote=None,  # that of the file was among the answers of another reward
         reason=row["reason"],
         is_format_valid=measurement.is_format_valid(sample.text),
         group=measurement.groups.get(problem.id),

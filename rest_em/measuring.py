@@ -366,14 +366,19 @@ def _columns(measurement: Measurement, samples: Sequence[Sample], decoding: Deco
         )
     for one in samples:
         if one.decoding == decoding:
-            builder.add(
-                one.problem_id,
-                one.verdict,
-                answer=one.answer if one.vote is None else one.vote,
-                reward=one.reward,
-                text=one.text,
-                is_truncated=None if one.finish_reason is None else one.finish_reason == "length",
-                is_format_valid=one.is_format_valid,
-                num_tokens=one.num_tokens,
-            )
+            add_sample(builder, one)
     return builder.build()
+
+
+def add_sample(builder: ColumnsBuilder, sample: Sample) -> None:
+    """Add a sample to columns, its answer as what it counts for in a vote."""
+    builder.add(
+        sample.problem_id,
+        sample.verdict,
+        answer=sample.answer if sample.vote is None else sample.vote,
+        reward=sample.reward,
+        text=sample.text,
+        is_truncated=None if sample.finish_reason is None else sample.finish_reason == "length",
+        is_format_valid=sample.is_format_valid,
+        num_tokens=sample.num_tokens,
+    )

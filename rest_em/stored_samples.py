@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from rest_em.errors import ProblemError, SamplesError
 from rest_em.interchange import LogScores, read_log
-from rest_em.problems.rows import object_of_line, shown_path
-from rest_em.problems.stored import is_lines, numbered_lines
+from rest_em.problems.rows import Row, object_of_line, shown_path
+from rest_em.problems.stored import Indices, is_lines, numbered_lines
 from rest_em.samples import Decoding, Sample, read_samples
 from rest_em.types import FinishReason, Verdict
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+_ABSENT = {"completion": "", "decoding": "sampled", "verdict": "unscorable"}
+"""What a line means that has no such key; null for others."""
+_WANTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "problem_id": (lambda one: isinstance(one, str | int) and not isinstance(one, bool), "an id"),
+    "completion": (lambda one: isinstance(one, str), "a text"),
+    "decoding": (lambda one: one in get_args(Decoding), "greedy or sampled"),
+    "index": (lambda one: one is None or _is_count(one), "a whole number >= 0"),
+    "verdict": (lambda one: one in [each.value for each in Verdict], "correct, incorrect or unscorable"),
+    "finish_reason": (lambda one: one in (None, *get_args(FinishReason)), "eos, stop_string or length"),
+    "num_tokens": (lambda one: one is None or _is_count(one), "a whole number >= 0"),
+    **dict.fromkeys(("answer", "vote", "group", "cluster"), (_is_text_or_null, "a text or null")),
+}
+"""What a line may say, with what is right for it, in tests and in words."""
 
 
 def read_stored(path: Path, scores: LogScores | None) -> Iterator[Sample]:
@@ -23,23 +47,52 @@ def read_stored(path: Path, scores: LogScores | None) -> Iterator[Sample]:
         scores: as those of `interchange.read_log`, where it is a log.
 
     Raises:
-        SamplesError: it is none of them, or broken.
+        SamplesError: it is none of them, or broken, a problem has two greedy solutions, or a solution of JSON
+            lines comes twice.
     """
     if not path.is_file():
         raise SamplesError(f"{path}: there is no such file")
+    seen: set[str] = set()
+    for place, sample in _placed(path, scores):
+        if sample.decoding == "greedy":
+            if sample.problem_id in seen:
+                raise SamplesError(two_greedy(place, sample.problem_id))
+            seen.add(sample.problem_id)
+        yield sample
+
+
+def two_greedy(place: object, problem_id: str) -> str:
+    """Return what is told of a problem with two greedy solutions."""
+    return (
+        f"{place}: problem {problem_id!r} has a second greedy solution; one is wanted, or the decoding "
+        "sampled for all of them"
+    )
+
+
+def _placed(path: Path, scores: LogScores | None) -> Iterator[tuple[object, Sample]]:
+    """Yield each solution with where it stands."""
     if path.suffix.lower() == ".parquet":
-        yield from read_samples(path)
+        yield from ((path, one) for one in read_samples(path))
     elif is_lines(path) and "problem_id" in _first(path):
-        for number, line, _ in numbered_lines(path):
-            place = f"{shown_path(path)}:{number}"
-            try:
-                if isinstance(line, ProblemError):
-                    raise line
-                yield _sample(object_of_line(line, place), place)
-            except ProblemError as error:
-                raise SamplesError(str(error)) from error
+        yield from _of_lines(path)
     else:
-        yield from read_log(path, scores)
+        yield from ((path, one) for one in read_log(path, scores))
+
+
+def _of_lines(path: Path) -> Iterator[tuple[str, Sample]]:
+    taken: dict[tuple[str, Decoding], Indices] = {}
+    for number, line, _ in numbered_lines(path):
+        place = f"{shown_path(path)}:{number}"
+        try:
+            if isinstance(line, ProblemError):
+                raise line
+            row = Row(place, object_of_line(line, place))
+            sample = _sample(row)
+            key = (sample.problem_id, sample.decoding)
+            index = taken.setdefault(key, Indices()).take(row, sample.problem_id)
+        except ProblemError as error:
+            raise SamplesError(str(error)) from error
+        yield place, dataclasses.replace(sample, index=index)
 
 
 def _first(path: Path) -> Mapping[str, Any]:
@@ -52,40 +105,27 @@ def _first(path: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _sample(row: Mapping[str, Any], place: str) -> Sample:
-    identity, text = row.get("problem_id"), row.get("completion", "")
-    decoding, reason = row.get("decoding", "sampled"), row.get("finish_reason")
-    index, tokens, answer = row.get("index", 0), row.get("num_tokens"), row.get("answer")
-    verdict = row.get("verdict", "unscorable")
-    wanted = (
-        ("problem_id", identity, isinstance(identity, str | int) and not isinstance(identity, bool), "an id"),
-        ("completion", text, isinstance(text, str), "a text"),
-        ("decoding", decoding, decoding in get_args(Decoding), "greedy or sampled"),
-        ("finish_reason", reason, reason in (None, *get_args(FinishReason)), "eos, stop_string or length"),
-        ("index", index, type(index) is int and index >= 0, "a whole number >= 0"),
-        (
-            "num_tokens",
-            tokens,
-            tokens is None or (type(tokens) is int and tokens >= 0),
-            "a whole number >= 0",
-        ),
-        ("answer", answer, answer is None or isinstance(answer, str), "a text or null"),
-        ("verdict", verdict, verdict in [one.value for one in Verdict], "correct, incorrect or unscorable"),
-    )
-    for name, value, is_right, kind in wanted:
-        if not is_right:
-            raise ProblemError(f"{place}: {name} is {value!r}; {kind} is wanted")
+def _sample(row: Row) -> Sample:
+    """Return what a line says; its index is left to the lines before it."""
+    said = {name: row.columns.get(name, _ABSENT.get(name)) for name in _WANTED}
+    for name, (is_right, kind) in _WANTED.items():
+        if not is_right(said[name]):
+            raise ProblemError(f"{row.place}: {name} is {said[name]!r}; {kind} is wanted")
+    verdict = Verdict(said["verdict"])
     return Sample(
-        problem_id=str(identity),
+        problem_id=str(said["problem_id"]),
         prompt="",
-        reference=None,
-        decoding=decoding,
-        index=index,
-        text=text,
-        verdict=Verdict(verdict),
-        reward=float(verdict == "correct"),
-        answer=answer,
-        reason=str(row.get("reason", "")),
-        finish_reason=reason,
-        num_tokens=tokens,
+        reference=row.columns.get("reference"),
+        decoding=said["decoding"],
+        index=0,
+        text=said["completion"],
+        verdict=verdict,
+        reward=float(verdict is Verdict.CORRECT),
+        answer=said["answer"],
+        reason=str(row.columns.get("reason", "")),
+        finish_reason=said["finish_reason"],
+        num_tokens=said["num_tokens"],
+        group=said["group"],
+        cluster=said["cluster"],
+        vote=said["vote"],
     )

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from rest_em.comparing import compare_stored, find_tables
+from rest_em.comparing import compare_stored, export_samples, find_tables
 from rest_em.errors import SamplesError
 from rest_em.evaluation import ColumnsBuilder, Comparison, Metrics, Side, compare, summarize
 from rest_em.interchange import LogScores
 from rest_em.report.comparison import band_lines
 from rest_em.samples import Decoding, Sample, write_samples
+from rest_em.stored_samples import read_stored
 from rest_em.types import Verdict
+
+FORMS = [("jsonl", "s.jsonl"), ("lm_eval", "l.jsonl"), ("inspect_ai", "i.json")]
 
 
 def side(name: str, correct: Mapping[str, int], num_samples: int = 1) -> Side:
@@ -161,6 +164,28 @@ def test_tables_and_verdicts_of_score_are_compared(tmp_path: Path) -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("form", "name"), FORMS)
+def test_answers_that_mean_the_same_are_one_vote_in_every_form(tmp_path: Path, form: str, name: str) -> None:
+    answers = (("1/2", None), ("7", None), ("7", None), ("0.5", "1/2"), ("2/4", "1/2"))
+    rows = [
+        Sample(
+            f"p{k}", "x", "1/2", "sampled", index, f"t{index}",
+            Verdict.INCORRECT if answer == "7" else Verdict.CORRECT, float(answer != "7"), answer,
+            group="ab"[k % 2], cluster=f"c{k // 2}", vote=vote,
+        )
+        for k in range(8)
+        for index, (answer, vote) in enumerate(answers)
+    ]  # fmt: skip
+    table = tmp_path / "s.parquet"
+    write_samples(table, rows)
+    export_samples(str(table), tmp_path / name, form)
+    found = compare_stored(str(table), str(tmp_path / name))["file"]
+    (vote,) = [one for one in found.differences if one.figure == "maj@5"]
+    assert vote.a.estimate is not None
+    assert vote.a.estimate.value == 1.0, "three of five mean a half"
+    assert [one.b for one in found.differences] == [one.a for one in found.differences]
+
+
 def test_of_a_log_with_several_filters_one_is_named(tmp_path: Path) -> None:
     log = str(Path(__file__).parent / "interchange" / "lm_eval_filters.jsonl")
     with pytest.raises(SamplesError, match=r"one is to be named \(--filter\)"):
@@ -168,6 +193,29 @@ def test_of_a_log_with_several_filters_one_is_named(tmp_path: Path) -> None:
     found = compare_stored(log, log, scores=LogScores(filter="strict-match"))["file"]
     assert found.differences[0].gain is not None
     assert found.differences[0].gain.value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([{"index": 3}, {"index": 3}], "s.jsonl:2: index 3 of problem 'p' is given twice"),
+        ([{"decoding": "greedy"}, {}, {"decoding": "greedy"}], "s.jsonl:3: problem 'p' has a second greedy"),
+    ],
+)
+def test_a_solution_of_json_lines_is_counted_once(
+    tmp_path: Path, rows: list[dict[str, object]], told: str
+) -> None:
+    lines = tmp_path / "s.jsonl"
+    whole = [{"problem_id": "p", "completion": "x", "verdict": "correct"} | row for row in rows]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in whole))
+    with pytest.raises(SamplesError, match=told):
+        compare_stored(str(lines), str(lines))
+
+
+def test_lines_without_an_index_are_numbered_in_their_order(tmp_path: Path) -> None:
+    lines = tmp_path / "s.jsonl"
+    lines.write_text("".join(json.dumps({"problem_id": key, "completion": "x"}) + "\n" for key in "pqp"))
+    assert [(one.problem_id, one.index) for one in read_stored(lines, None)] == [("p", 0), ("q", 0), ("p", 1)]
 
 
 def test_greedy_solutions_are_not_compared_with_samples(tmp_path: Path) -> None:

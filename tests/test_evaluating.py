@@ -143,21 +143,37 @@ def test_stored_solutions_are_judged_without_a_model(desk: Path) -> None:
     assert all(one.verdict is not Verdict.UNSCORABLE for one in read_samples(desk / back[0]["samples"]))
 
 
+def test_a_vote_that_another_reward_gave_is_forgotten(desk: Path) -> None:
+    rows = [
+        {"problem_id": "p1", "completion": text, "answer": "x", "vote": "x"} for text in ("It is 2.", "Hm.")
+    ]
+    (desk / "voted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = evaluate(desk, "theirs", "sums.yaml", "--solutions", "voted.jsonl", "--json")
+    assert [(one.answer, one.vote) for one in read_samples(desk / found["samples"])] == [
+        ("2", None),
+        (None, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
         (
             {"problem_id": "p9", "completion": "2"},
-            "1 solutions are to problems that sums does not have, first 'p9'",
+            "2 solutions are to problems that sums does not have, first 'p9'",
         ),
         ({"problem_id": "p1", "completion": 2}, "bad.jsonl:1: completion is 2; a text is wanted"),
         ({"problem_id": "p1", "completion": "2", "decoding": "beam"}, "greedy or sampled is wanted"),
+        (
+            {"problem_id": "p1", "completion": "2", "decoding": "greedy"},
+            "bad.jsonl:2: problem 'p1' has a second",
+        ),
     ],
 )
 def test_solutions_that_cannot_be_used_are_told(
     desk: Path, refused: Callable[..., str], row: dict[str, Any], told: str
 ) -> None:
-    (desk / "bad.jsonl").write_text(json.dumps(row) + "\n")
+    (desk / "bad.jsonl").write_text(2 * (json.dumps(row) + "\n"))
     assert told in refused("x", "sums.yaml", "--solutions", "bad.jsonl")
 
 

@@ -174,7 +174,7 @@ def read_solutions(path: Path, problems: StoredProblems) -> Iterator[StoredSolut
     if not is_lines(path):
         kinds = " and ".join(LINE_SUFFIXES)
         raise ScoringError(f"{shown_path(path)}: solutions are read from {kinds} files, not {path.suffix!r}")
-    indices: dict[str, _Indices] = {}
+    indices: dict[str, Indices] = {}
     for number, line, num_bytes in numbered_lines(path):
         place = f"{shown_path(path)}:{number}"
         try:
@@ -184,7 +184,7 @@ def read_solutions(path: Path, problems: StoredProblems) -> Iterator[StoredSolut
             if not isinstance(text, str):
                 kind = type(text).__name__
                 raise ProblemError(f"{place}: the completion is of type {kind}; a text is wanted")
-            index = indices.setdefault(identity, _Indices()).take(row, identity)
+            index = indices.setdefault(identity, Indices()).take(row, identity)
         except ProblemError as error:
             yield BadLine(number, str(error))
         else:
@@ -201,7 +201,7 @@ def _known_id(row: Row, problems: StoredProblems) -> str:
     return stored.problem.id  # one text for all solutions
 
 
-class _Indices:
+class Indices:
     """Which indices of one problem's solutions are taken; in their order they take no room."""
 
     __slots__ = ("_above", "_num_dense", "_num_solutions")
