@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from rest_em.drawing import draw_and_judge
 from rest_em.errors import RecipeChangedError, RecipeError, RunFolderError, SamplesError
 from rest_em.evaluation import Evaluation
-from rest_em.ledger import Ledger, best_iteration
+from rest_em.ledger import Ledger, best_iteration, policy_iterations
 from rest_em.measuring import (
     Measurement,
     evaluation_of,
@@ -123,12 +122,7 @@ def target_of_run(folder: Path, which: str) -> Target:
     """
     ledger = Ledger(folder)
     recipe = load_recipe(folder / "recipe.yaml")
-    done = sorted(
-        int(found[1])
-        for record in ledger.records
-        if (found := re.fullmatch(r"iteration-(\d+)/policy", record["stage"]))
-    )
-    iterations = [0, *done]
+    iterations = policy_iterations(ledger.records)
     match which:
         case "all":
             chosen = iterations

@@ -303,6 +303,12 @@ def best_iteration(records: Iterable[Mapping[str, Any]]) -> int:
     return max(sorted(scores), key=lambda number: float(scores[number]), default=0)
 
 
+def policy_iterations(records: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the iterations of which there is a policy, in their order, the base model's 0 first."""
+    found = (re.fullmatch(r"iteration-(\d+)/policy", record["stage"]) for record in records)
+    return [0, *sorted(int(one[1]) for one in found if one)]
+
+
 def write_status(folder: Path, state: str, message: str = "") -> None:
     """Write `status.json`: state is `running`, `finished`, `interrupted` or `failed`."""
     changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -7,6 +7,7 @@ harnesses' logs are turned into. docs/evaluation.md documents the columns for pe
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CODED = ["problem_id", "decoding", "verdict", "answer", "finish_reason", "group"
 """Columns in which texts come again."""
 ROWS_A_GROUP = 50_000
 """Rows of a Parquet row group: what is in memory while a table is written or its text is read."""
+
+_SHORT = 60
+"""Characters of a reference that are kept as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,42 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     "vote": None if row["vote"] == row["answer"] else row["vote"],
                 }
             )
+
+
+def references_of_table(path: Path) -> dict[str, str | None]:
+    """Return the reference of each problem's first row, as `reference_text` has it; one batch is in memory.
+
+    Raises:
+        SamplesError: the file is no such table.
+    """
+    import numpy as np
+
+    found: dict[str, str | None] = {}
+    names = ["problem_id", "reference"]
+    for batch in open_table(path, as_codes=True).iter_batches(batch_size=ROWS_A_GROUP, columns=names):
+        ids = batch["problem_id"]
+        codes, rows = np.unique(ids.indices.to_numpy(), return_index=True)
+        own = zip(ids.dictionary.take(codes).to_pylist(), rows.tolist(), strict=True)
+        new = {problem: row for problem, row in own if problem not in found}
+        written = batch["reference"].take([*new.values()]).to_pylist() if new else []
+        found |= {key: reference_text(json.loads(text)) for key, text in zip(new, written, strict=True)}
+    return found
+
+
+def reference_text(reference: Any) -> str | None:
+    """Return a short text that is equal for equal references, whatever their type; None where there is none.
+
+    >>> reference_text("4 "), reference_text(4), reference_text(4.0), reference_text(None)
+    ('4', '4', '4', None)
+    """
+    if reference is None:
+        return None
+    if isinstance(reference, float) and reference.is_integer():
+        reference = int(reference)
+    written = reference if isinstance(reference, str) else json.dumps(reference, sort_keys=True)
+    text = " ".join(written.split())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]}... (sha256 {digest})"
 
 
 def open_table(path: Path, *, as_codes: bool = False) -> pq.ParquetFile:

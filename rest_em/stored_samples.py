@@ -73,7 +73,7 @@ def _placed(path: Path, scores: LogScores | None) -> Iterator[tuple[object, Samp
     """Yield each solution with where it stands."""
     if path.suffix.lower() == ".parquet":
         yield from ((path, one) for one in read_samples(path))
-    elif is_lines(path) and "problem_id" in _first(path):
+    elif is_lines_of_solutions(path):
         yield from _of_lines(path)
     else:
         yield from ((path, one) for one in read_log(path, scores))
@@ -93,6 +93,11 @@ def _of_lines(path: Path) -> Iterator[tuple[str, Sample]]:
         except ProblemError as error:
             raise SamplesError(str(error)) from error
         yield place, dataclasses.replace(sample, index=index)
+
+
+def is_lines_of_solutions(path: Path) -> bool:
+    """Say whether a file is JSON lines of a user's own, and not another harness's log."""
+    return is_lines(path) and "problem_id" in _first(path)
 
 
 def _first(path: Path) -> Mapping[str, Any]:

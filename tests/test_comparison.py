@@ -239,6 +239,101 @@ def test_folders_are_compared_on_the_evals_that_both_have(tmp_path: Path) -> Non
         find_tables(f"{tmp_path / 'm1'}:3")
 
 
+def numbered(path: Path, references: list[object], first: int = 0) -> str:
+    """Write a table of problems 0, 1, 2, ..., all solved."""
+    rows = [
+        Sample(str(k), "x", one, "greedy", 0, "t", Verdict.CORRECT, 1.0, "1")
+        for k, one in enumerate(references, start=first)
+    ]
+    write_samples(path, rows)
+    return str(path)
+
+
+def test_unlike_problems_of_the_same_ids_are_not_compared(tmp_path: Path) -> None:
+    one = numbered(tmp_path / "one.parquet", [4, "5", "six", [7], 8.0, "nine " * 30])
+    other = numbered(tmp_path / "other.parquet", [4, "1", "2", "3", "4", "nine " * 31])
+    told = (
+        "of 6 ids that both have 5 have unlike references, first '1': 5 and 1; samples of the same problems"
+    )
+    for form, name in FORMS:
+        export_samples(other, tmp_path / name, form)
+        for side in (other, str(tmp_path / name)):
+            with pytest.raises(SamplesError, match=told):
+                compare_stored(one, side)
+
+
+def test_references_of_another_type_or_none_are_of_the_same_problems(tmp_path: Path) -> None:
+    one = numbered(tmp_path / "one.parquet", [4, "5", {"b": 1, "a": 2}, "7", "8"])
+    same = numbered(tmp_path / "same.parquet", ["4", 5.0, {"a": 2, "b": 1}, "mended", None])
+    assert compare_stored(one, same)["file"].num_problems == 5
+    assert compare_stored(one, numbered(tmp_path / "none.parquet", [None] * 5))["file"].num_problems == 5
+
+
+def test_the_targets_of_another_harness_are_compared_with_its_own_alone(tmp_path: Path) -> None:
+    log = Path(__file__).parent / "interchange" / "lm_eval_one.jsonl"
+    ours = numbered(tmp_path / "ours.parquet", ["#### 4", "#### 5"])
+    assert compare_stored(ours, str(log))["file"].num_problems == 2
+    (tmp_path / "other.jsonl").write_text(log.read_text().replace('"target": "', '"target": "1'))
+    with pytest.raises(SamplesError, match="these are other problems"):
+        compare_stored(str(log), str(tmp_path / "other.jsonl"))
+
+
+def test_what_is_not_judged_is_not_compared(tmp_path: Path) -> None:
+    lines = tmp_path / "s.jsonl"
+    lines.write_text("".join(json.dumps({"problem_id": key, "completion": "x"}) + "\n" for key in "pq"))
+    with pytest.raises(SamplesError, match=r"none of its 2 solutions has a verdict.* --solutions .*s\.jsonl"):
+        compare_stored(str(lines), str(lines))
+
+
+def test_a_table_with_two_greedy_solutions_of_a_problem_is_refused(tmp_path: Path) -> None:
+    rows = [
+        Sample(key, "x", "1", "greedy", index, "t", Verdict.CORRECT, 1.0, "1")
+        for key, index in (("p", 0), ("q", 0), ("q", 1))
+    ]
+    write_samples(tmp_path / "s.parquet", rows)
+    with pytest.raises(SamplesError, match=r"s\.parquet: problem 'q' has a second greedy solution"):
+        compare_stored(str(tmp_path / "s.parquet"), str(tmp_path / "s.parquet"))
+
+
+def test_of_files_no_eval_is_named(tmp_path: Path) -> None:
+    one = str(table(tmp_path / "a.parquet", 10))
+    with pytest.raises(SamplesError, match=r"--eval math: .* are files, each of one eval; leave it out"):
+        compare_stored(one, one, names=["math"])
+    with pytest.raises(SamplesError, match=r"--eval math: .* is a file, of one eval; leave it out"):
+        export_samples(one, tmp_path / "o.jsonl", "jsonl", name="math")
+
+
+def test_a_policy_is_named_as_it_is_measured(tmp_path: Path) -> None:
+    for iteration in (0, 1, 2):
+        table(tmp_path / f"iteration-{iteration:02d}" / "evals" / "math" / "samples.parquet", 20)
+    stages = [
+        {"stage": f"iteration-{number:02d}/policy", "result": {"chosen": "x", "validation": {"x": score}}}
+        for number, score in ((1, 0.5), (2, 0.4))
+    ]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(one) + "\n" for one in stages))
+    found = {
+        which: find_tables(f"{tmp_path}{which}")["math"] for which in ("", ":best", ":last", ":base", ":2")
+    }
+    assert [path.parts[-4][-1] for path in found.values()] == ["1", "1", "2", "0", "2"]
+    with pytest.raises(
+        SamplesError, match="there is no policy 'first'; best, last, base or a number is wanted"
+    ):
+        find_tables(f"{tmp_path}:first")
+
+
+def test_a_folder_of_judged_solutions_has_tables(tmp_path: Path) -> None:
+    path = table(tmp_path / "theirs" / "iteration-00" / "evals" / "math" / "samples.parquet", 20)
+    assert find_tables(str(tmp_path / "theirs")) == {"math": path}
+
+
+def test_a_table_is_not_exported_over_itself(tmp_path: Path) -> None:
+    path = table(tmp_path / "s.parquet", 20)
+    before = path.read_bytes()
+    with pytest.raises(SamplesError, match="these are the samples themselves; name another file to write"):
+        export_samples(str(path), tmp_path / "." / "s.parquet", "jsonl")
+    assert path.read_bytes() == before
+
+
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SamplesError, match="there is no file or folder with samples"):
         find_tables(str(tmp_path / "nothing"))

@@ -15,7 +15,7 @@ from rest_em.errors import SamplesError
 from rest_em.interchange import inspect_ai, lm_eval
 from rest_em.samples import Sample
 
-__all__ = ["ONLY", "LogScores", "inspect_ai", "lm_eval", "read_log"]
+__all__ = ["ONLY", "OURS", "LogScores", "form_of", "inspect_ai", "lm_eval", "read_log"]
 
 _HEAD = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*"(\w+)"')
 _OF_INSPECT = (b"version", b"status", b"eval")
@@ -33,6 +33,7 @@ class LogScores:
     """Of inspect_ai; None where there is one."""
 
 
+OURS = "rest_em"
 ONLY = LogScores()
 """The log has one filter or scorer."""
 
@@ -55,6 +56,17 @@ def read_log(path: Path, scores: LogScores | None = ONLY) -> Iterator[Sample]:
         yield from inspect_ai.read_log(path, named.scorer, is_scored=is_scored)
     else:
         yield from lm_eval.read_log(path, named.filter, named.metric, is_scored=is_scored)
+
+
+def form_of(path: Path) -> str:
+    """Return who wrote a log, `OURS` or a harness: each has references in a spelling of its own.
+
+    Raises:
+        SamplesError: it is no log, or holds no sample.
+    """
+    if _is_of_inspect(path):
+        return OURS if inspect_ai.is_ours(path) else "inspect_ai"
+    return OURS if lm_eval.is_ours(path) else "lm_eval"
 
 
 def _is_of_inspect(path: Path) -> bool:

@@ -15,8 +15,10 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -215,10 +217,9 @@ def read_log(path: Path, scorer: str | None = None, *, is_scored: bool = True) -
         SamplesError: it is no such log, a sample is not as inspect_ai writes it or comes twice, there is no
             such scorer, or several and none is named.
     """
-    parts = _zip_parts(path) if is_zip(path) else _json_parts(path)
     used = scorer
     seen: set[tuple[str, int]] = set()
-    for header, value, place in parts:
+    for header, value, place in _parts(path):
         scores = (optional_field(value, "scores", dict, place) or {}) if is_scored else {}
         if scorer is None and len({used or "", *scores} - {""}) > 1:
             names = ", ".join(dict.fromkeys([*([used] if used else []), *scores]))
@@ -241,6 +242,21 @@ def read_log(path: Path, scorer: str | None = None, *, is_scored: bool = True) -
         )
 
 
+def is_ours(path: Path) -> bool:
+    """Say whether `write_log` wrote a log.
+
+    Raises:
+        SamplesError: it is no such log.
+    """
+    with closing(_parts(path)) as parts:
+        return any(KEY in (value.get("metadata") or {}) for _, value, _ in islice(parts, 1))
+
+
+def _parts(path: Path) -> Generator[tuple[_Header, dict[str, Any], str], None, None]:
+    """Yield the header with each sample and its place."""
+    yield from _zip_parts(path) if is_zip(path) else _json_parts(path)
+
+
 def is_zip(path: Path) -> bool:
     """Say whether a file begins as a zip; half of one does, too.
 
@@ -255,7 +271,7 @@ def is_zip(path: Path) -> bool:
 
 
 def _json_parts(path: Path) -> Iterator[tuple[_Header, dict[str, Any], str]]:
-    """Yield the header with each sample and its place.
+    """Yield the header with each sample and its place, of a JSON file.
 
     The header comes first in the file: inspect_ai's `EvalLog` makes its order a part of the format.
     """

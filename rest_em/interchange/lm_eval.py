@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +167,21 @@ def read_log(
         raise SamplesError(f"{path}: there is no filter {filter!r} (--filter); there is {', '.join(filters)}")
 
 
+def is_ours(path: Path) -> bool:
+    """Say whether `write_log` wrote a log.
+
+    Raises:
+        SamplesError: its first line is none of such a log.
+    """
+    with closing(_rows(path)) as rows:
+        return any(KEY in row for row, _ in islice(rows, 1))
+
+
 def _filter(row: Mapping[str, Any]) -> str:
     return str(row.get("filter") or "none")
 
 
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(path: Path) -> Generator[tuple[dict[str, Any], str], None, None]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
