@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,11 +58,12 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="Only N problems; of each group as many as can be.")
     ] = None,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="WHICH", help="Of a run: best (on validation), last, base, all, or an iteration's number."
+            metavar="WHICH",
+            help="Of a run: best (on validation; the default), last, base, all, or an iteration's number.",
         ),
-    ] = "best",
+    ] = None,
     solutions: Annotated[
         Path | None,
         typer.Option(
@@ -110,7 +111,7 @@ def evaluate(
         said = dict(_named(text, [path.stem for path in paths]) for text in data or [])
         keys = overrides or []
         of_model = [key for key in keys if key.startswith("model.")]
-        found = _target(target, of_model, output, policy, seed, is_model=solutions is not None)
+        found = _target(target, of_model, output, policy, seed, is_stored=solutions is not None)
         measurements = load_measurements(
             paths, found, overrides=[key for key in keys if key not in of_model], data=said, limit=limit
         )
@@ -128,7 +129,7 @@ def compare(
         typer.Argument(
             metavar="A",
             help="A table of samples, verdicts of rest_em score, a log of another harness; or a folder of "
-            "evaluations, or a run with an iteration: runs/NAME:0.",
+            "evaluations, or a run with a policy (best, last, base, N): runs/NAME:0.",
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="As A; what is hoped to be better.")],
@@ -241,17 +242,33 @@ def _named(text: str, names: Sequence[str]) -> tuple[str | None, str]:
 
 
 def _target(
-    name: str, of_model: list[str], output: Path | None, policy: str, seed: int | None, *, is_model: bool
+    name: str,
+    of_model: list[str],
+    output: Path | None,
+    policy: str | None,
+    seed: int | None,
+    *,
+    is_stored: bool,
 ) -> Target:
-    from rest_em.evaluating import target_of_model, target_of_run
+    from rest_em.evaluating import target_of_model, target_of_run, target_of_solutions
 
+    own = {"--seed": seed, "--set model": of_model or None}
+    if is_stored:
+        _refuse_given({"--policy": policy, **own}, "with --solutions nothing is drawn")
+        return target_of_solutions(name, output)
     for folder in (Path(name), Path("runs") / name):
-        if not is_model and (folder / "status.json").is_file() and (folder / "recipe.yaml").is_file():
-            for option, value in (("--output", output), ("--seed", seed), ("--set model", of_model or None)):
-                if value is not None:
-                    raise RecipeError(f"{option}: {folder} is a run, which has its own; leave it out")
-            return target_of_run(folder, policy)
+        if (folder / "status.json").is_file() and (folder / "recipe.yaml").is_file():
+            _refuse_given({"--output": output, **own}, f"{folder} is a run, which has its own")
+            return target_of_run(folder, policy or "best")
+    _refuse_given({"--policy": policy}, f"{name} is no run; a model is one policy")
     return target_of_model(name, of_model, output, seed)
+
+
+def _refuse_given(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that would mean nothing; None is one that is not given."""
+    for option, value in options.items():
+        if value is not None:
+            raise RecipeError(f"{option}: {why}; leave it out")
 
 
 def _measure(

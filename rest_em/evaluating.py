@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from rest_em.measuring import (
     write_table,
 )
 from rest_em.problems.benchmark import load_benchmark
-from rest_em.recipe import ModelSection, PromptVariant, load_eval, load_recipe
+from rest_em.recipe import ModelSection, PromptVariant, load_eval, load_model_section, load_recipe
 from rest_em.report.progress import Progress
 from rest_em.report.settings import Settings
 from rest_em.rewards.graders import check_unscorable
@@ -39,12 +43,15 @@ from rest_em.rewards.registry import same_answer_of
 from rest_em.run import PromptedPolicy, Workplace
 from rest_em.samples import Sample
 from rest_em.scoring import ScoreFiles, judge_stored
-from rest_em.storage import read_lines, write_text
+from rest_em.storage import FolderLock, read_lines, write_text
 from rest_em.stored_samples import read_stored
 from rest_em.types import Policy, Problem, SamplingParams, Verdict
 
 ADVICE = "--overwrite measures it again, --output FOLDER elsewhere."
 """What to do where something was measured with other settings."""
+VERDICTS = "verdicts.jsonl"
+"""What stored solutions leave beside their table, and drawn ones do not."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 EVALUATIONS = Path("evaluations")
 """Where models, and stored solutions, are measured, below the working directory."""
 
@@ -90,24 +97,50 @@ def target_of_model(name: str, overrides: Sequence[str], output: Path | None, se
     Raises:
         RecipeError: it is neither, or an override is wrong.
     """
-    path = Path(name).expanduser()
+    path = _path_of(name)
     if path.exists() and not (path / "config.json").is_file():
         raise RecipeError(
             f"{name}: there is neither a ledger.jsonl of a run in it nor a config.json of a model; a run's "
             "folder, a model's folder or a hub id is wanted"
         )
-    values: dict[str, object] = {"name_or_path": str(path.resolve()) if path.exists() else name}
-    for option in overrides:
-        key, _, text = option.partition("=")
-        values[key.removeprefix("model.")] = {"true": True, "false": False}.get(text, text)
-    try:
-        model = ModelSection.model_validate(values)
-    except ValueError as error:
-        raise RecipeError(f"--set {' --set '.join(overrides)}: {' '.join(str(error).split())}") from error
-    label = path.resolve().name if path.exists() else name.replace("/", "--")
-    folder = output or EVALUATIONS / label
+    folder = output or EVALUATIONS / _label(name)
+    model = load_model_section(str(path.resolve()) if path.exists() else name, overrides)
     base = PromptedPolicy(Policy(model.name_or_path, 0), PromptVariant())
     return Target(folder, model, seed or 0, (base,), is_run=False)
+
+
+def target_of_solutions(name: str, output: Path | None) -> Target:
+    """Return where stored solutions are judged; there is no policy.
+
+    Args:
+        name: what they are called; a model's, perhaps.
+        output: the folder; None is one below `evaluations/`.
+
+    Raises:
+        RecipeError: it is a path that is not there.
+    """
+    folder = output or EVALUATIONS / _label(name)
+    return Target(folder, ModelSection(name_or_path="stored solutions"), 0, (), is_run=False)
+
+
+def _path_of(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~NAME of nobody
+        return Path(name)
+
+
+def _label(name: str) -> str:
+    """Return what the folder of results is called after a model's folder, its hub id or another name."""
+    path = _path_of(name)
+    if path.exists():
+        return path.resolve().name
+    if name.startswith((".", "/", "~")) or (os.sep in name and not HUB_ID.fullmatch(name)):
+        raise RecipeError(
+            f"{name}: there is no such folder; the folder of a model or a run, or a hub id as in "
+            "organisation/model, is wanted"
+        )
+    return name.replace("/", "--")
 
 
 def target_of_run(folder: Path, which: str) -> Target:
@@ -207,7 +240,15 @@ def measure_all(
 
     Raises:
         RecipeChangedError: it was, and that is not asked for.
+        RunFolderError: stored solutions were judged there, and their table would be replaced.
     """
+    for one in measurements:
+        judged = (target.folder / _stage(one)).with_name(VERDICTS)
+        if judged.exists():
+            raise RunFolderError(
+                f"{judged}: stored solutions were judged here, and their table would be replaced; give "
+                "--output FOLDER, or move these verdicts and the table away"
+            )
     for policy in target.policies:
         while True:
             try:
@@ -254,35 +295,73 @@ def judge_solutions(
     Raises:
         ScoringError: the solutions are to other problems, or something else was judged in the folder.
         SamplesError: they cannot be read.
+        RunFolderError: a policy was measured there, and its table would be replaced; or somebody is at work.
         RewardError: too many of them cannot be judged.
     """
     if not measurement.is_scored:
         raise RecipeError(f"{measurement.name}: it has no reward: people grade its solutions")
-    stage = f"iteration-00/evals/{measurement.name}/metrics"
-    work = (folder / stage).parent
+    stage = _stage(measurement)
     samples = list(stored_samples(solutions, measurement))
+    with ExitStack() as stack:
+        stack.callback(FolderLock(folder).release)
+        _refuse_drawn(folder, measurement)
+        samples = _judge(
+            samples, measurement, (folder / stage).parent, progress, is_overwriting=is_overwriting
+        )
+        settings = settings_of(measurement, solutions=solutions)
+        write_table(samples_path(folder, stage), samples, settings)
+    judged = _as_stored(measurement, samples)
+    return Measured(0, judged, stage, evaluation_of(judged, samples), settings)
+
+
+def _stage(measurement: Measurement) -> str:
+    return f"iteration-00/evals/{measurement.name}/metrics"
+
+
+def _refuse_drawn(folder: Path, measurement: Measurement) -> None:
+    """Refuse a folder in which a policy's solutions to the same problems were, or are to be, drawn."""
+    own = Path(_stage(measurement)).parent
+    is_drawn = any(Path(record["stage"]).is_relative_to(own) for record in Ledger(folder).records)
+    if is_drawn or any((folder / own).glob("*/stage.json")):
+        raise RunFolderError(
+            f"{folder}: a policy was measured on {measurement.name} there, and its table would be replaced; "
+            "give the solutions another NAME, or --output FOLDER"
+        )
+
+
+def _judge(
+    samples: Sequence[Sample],
+    measurement: Measurement,
+    work: Path,
+    progress: Progress,
+    *,
+    is_overwriting: bool,
+) -> list[Sample]:
+    """Return samples with their verdicts and votes; what is judged is kept in `work`."""
     files = ScoreFiles(
-        work / "problems.jsonl", work / "solutions.jsonl", work / "verdicts.jsonl", reference="reference"
+        work / "problems.jsonl", work / "solutions.jsonl", work / VERDICTS, reference="reference"
     )
     _write_lines(files.problems, map(_problem_row, measurement.problems))
     _write_lines(files.solutions, (_solution_row(number, one) for number, one in enumerate(samples)))
     section = measurement.asked.reward
     judge_stored(files, section, progress, is_overwriting=is_overwriting)
     verdicts = read_lines(files.output)
-    judged_samples = [_judged(measurement, one, row) for one, row in zip(samples, verdicts, strict=True)]
-    samples = list(with_votes(judged_samples, same_answer_of(section)))
-    unscorable = [one.reason for one in samples if one.verdict is Verdict.UNSCORABLE]
-    check_unscorable(unscorable, len(samples), section, measurement.name)
-    settings = settings_of(measurement, solutions=solutions)
-    write_table(samples_path(folder, stage), samples, settings)
-    number = max(Counter((one.problem_id, one.decoding) for one in samples).values())
-    judged = dataclasses.replace(
+    judged = [_judged(measurement, one, row) for one, row in zip(samples, verdicts, strict=True)]
+    unscorable = [one.reason for one in judged if one.verdict is Verdict.UNSCORABLE]
+    check_unscorable(unscorable, len(judged), section, measurement.name)
+    return list(with_votes(judged, same_answer_of(section)))
+
+
+def _as_stored(measurement: Measurement, samples: Sequence[Sample]) -> Measurement:
+    """Return a measurement whose kinds of solutions, and k that nobody has said, are those of the samples."""
+    of_problem = Counter(one.problem_id for one in samples if one.decoding == "sampled")
+    number = statistics.median_low(of_problem.values()) if of_problem else 0
+    return dataclasses.replace(
         measurement,
-        params={one.decoding: SamplingParams(number, 1, 1.0) for one in samples},
-        pass_at=[k for k in measurement.pass_at if k <= number],
-        majority_at=[number] if measurement.majority_at and number > 1 else [],
+        params={one.decoding: SamplingParams(max(number, 1), 1, 1.0) for one in samples},
+        pass_at=measurement.metrics.ks_of_pass(number),
+        majority_at=measurement.metrics.ks_of_majority(number),
     )
-    return Measured(0, judged, stage, evaluation_of(judged, samples), settings)
 
 
 def stored_samples(path: Path, measurement: Measurement) -> Iterator[Sample]:

@@ -22,6 +22,7 @@ from rest_em.recipe import (
     Eval,
     EvalSampling,
     EvaluationSection,
+    MetricsSection,
     ModelSection,
     ProblemSource,
     PromptVariant,
@@ -70,6 +71,8 @@ class Measurement:
     """By problem id, what the macro average goes over; empty where there is none."""
     clusters: Mapping[str, str] = field(default_factory=dict)
     """By problem id, which problems come from one source; empty where each is its own."""
+    metrics: MetricsSection = field(default_factory=MetricsSection)
+    """What is said of the figures: the k of stored solutions, whose number is their own, follow from it."""
 
     _by_id: Mapping[str, Problem] = field(init=False)
 
@@ -150,6 +153,7 @@ def measurement_of(
         format=metrics.format,
         groups=benchmark.groups,
         clusters=benchmark.clusters,
+        metrics=metrics,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from tiny_run import finish, launch
 
 from rest_em import __version__
 from rest_em.cli import main
+from rest_em.ledger import Ledger, Stage
+from rest_em.recipe import find_eval
 from rest_em.samples import read_samples
 from rest_em.types import Verdict
 
@@ -155,6 +158,69 @@ def test_a_vote_that_another_reward_gave_is_forgotten(desk: Path) -> None:
     ]
 
 
+def test_solutions_do_not_replace_what_a_policy_drew_nor_it_them(
+    desk: Path, refused: Callable[..., str]
+) -> None:
+    (desk / "s.jsonl").write_text(json.dumps({"problem_id": "p1", "completion": "2"}) + "\n")
+    folder = desk / "evaluations" / "drawn"
+    table = folder / "iteration-00" / "evals" / "sums" / "samples.parquet"
+    table.parent.mkdir(parents=True)
+    table.write_text("what was drawn")
+    Ledger(folder).append(Stage("iteration-00/evals/sums/metrics", {}), {}, seconds=1.0)
+    for option in ((), ("--overwrite",)):
+        told = refused("drawn", "sums.yaml", "--solutions", "s.jsonl", *option)
+        assert (
+            "a policy was measured on sums there, and its table would be replaced; give the solutions" in told
+        )
+    assert [path.name for path in table.parent.iterdir()] == ["samples.parquet"]
+    assert table.read_text() == "what was drawn"
+    evaluate(desk, "judged", "sums.yaml", "--solutions", "s.jsonl")
+    (desk / "config.json").write_text("{}")
+    told = refused(str(desk), "sums.yaml", "--output", "evaluations/judged")
+    assert "judged/iteration-00/evals/sums/verdicts.jsonl: stored solutions were judged here" in told
+
+
+def test_solutions_are_judged_by_one_command_at_a_time(desk: Path, refused: Callable[..., str]) -> None:
+    (desk / "s.jsonl").write_text(json.dumps({"problem_id": "p1", "completion": "2"}) + "\n")
+    program = """
+from pathlib import Path
+from rest_em.storage import FolderLock
+lock = FolderLock(Path("evaluations/theirs"))
+print(flush=True)
+input()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert "is running here; wait for it" in refused("theirs", "sums.yaml", "--solutions", "s.jsonl")
+        other.communicate("\n")
+
+
+def test_the_k_of_stored_solutions_are_what_is_said_or_what_most_problems_have(desk: Path) -> None:
+    counts = {"p0": 3, "p1": 3, "p2": 4, "p3": 6}
+    rows = [{"problem_id": key, "completion": "1"} for key, number in counts.items() for _ in range(number)]
+    (desk / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = ("sums.yaml", "--solutions", "s.jsonl", "--json", "--set", "sampling.num_samples=8")
+    (found,) = evaluate(desk, "default", *whole)
+    assert [*found["overall"]["pass_at"]] == ["1", "2", "3"]
+    assert [*found["overall"]["majority_at"]] == ["3"]
+    said = ("--set", "metrics.pass_at=[1,4]", "--set", "metrics.majority_at=[2,4]")
+    (found,) = evaluate(desk, "said", *whole, *said)
+    assert [*found["overall"]["pass_at"]] == ["1", "4"]
+    assert [*found["overall"]["majority_at"]] == ["2", "4"]
+    assert found["overall"]["majority_at"]["4"]["num_undefined"] == 2
+
+
+def test_a_name_of_solutions_may_be_that_of_a_folder_and_an_eval_too(desk: Path) -> None:
+    (desk / "s.jsonl").write_text(json.dumps({"problem_id": "p1", "completion": "2"}) + "\n")
+    for name in ("theirs", "gsm8k"):
+        (desk / name).mkdir()
+    (found,) = evaluate(desk, "theirs", "sums.yaml", "--solutions", "s.jsonl", "--json")
+    assert found["samples"].startswith("evaluations/theirs/")
+    assert find_eval("gsm8k").name == "gsm8k.yaml"
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
@@ -186,9 +252,31 @@ def test_solutions_that_cannot_be_used_are_told(
         (("m", "gsm8k", "--data", "."), "this is a folder, and there is no test.jsonl"),
         (("m", "sums.yaml", "--set", "sampling.greedy=false", "--set", "sampling.num_samples=0"), "nothing"),
         ((".", "sums.yaml"), "neither a ledger.jsonl of a run in it nor a config.json of a model"),
+        (("/no/model", "sums.yaml"), "/no/model: there is no such folder; the folder of a model or a run"),
+        (("models/of/mine", "sums.yaml"), "models/of/mine: there is no such folder; "),
+        (("~nobody-here/m", "sums.yaml"), "~nobody-here/m: there is no such folder; "),
+        (("./m", "sums.yaml", "--solutions", "sums.jsonl"), "./m: there is no such folder; "),
+        (("m", "sums.yaml", "--set", "model.dtyp=x"), "unknown key model.dtyp; did you mean dtype?\n"),
+        (("m", "sums.yaml", "--set", "model.dtype=x"), "--set model.dtype=x: model.dtype is 'x'; "),
+        (("m", "sums.yaml", "--set", "model.name_or_path=x"), "the model is named already, m; leave one out"),
+        (
+            ("m", "sums.yaml", "--policy", "last"),
+            "--policy: m is no run; a model is one policy; leave it out",
+        ),
+        (
+            ("m", "sums.yaml", "--solutions", "sums.jsonl", "--policy", "last"),
+            "--policy: with --solutions nothing is drawn; leave it out",
+        ),
+        (
+            ("m", "sums.yaml", "--solutions", "sums.jsonl", "--seed", "1"),
+            "--seed: with --solutions nothing is drawn; leave it out",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_one_line(
-    refused: Callable[..., str], arguments: tuple[str, ...], told: str
+    desk: Path, refused: Callable[..., str], arguments: tuple[str, ...], told: str
 ) -> None:
-    assert told in refused(*arguments)
+    said = refused(*arguments)
+    assert told in said
+    assert said.count("\n") == 1
+    assert {path.name for path in desk.iterdir()} == {"sums.jsonl", "sums.yaml"}

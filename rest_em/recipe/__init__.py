@@ -1,11 +1,12 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
-from rest_em.recipe.evals import Eval, EvalSampling
+from rest_em.recipe.evals import Eval, EvalSampling, MetricsSection
 from rest_em.recipe.libraries import check_files, check_library_keys
 from rest_em.recipe.loading import (
     difference,
     dump_recipe,
     load_eval,
+    load_model_section,
     load_recipe,
     load_reward_section,
     nearest,
@@ -38,6 +39,7 @@ __all__ = [
     "EvalChoice",
     "EvalSampling",
     "EvaluationSection",
+    "MetricsSection",
     "ModelSection",
     "ProblemSource",
     "ProblemsSection",
@@ -57,6 +59,7 @@ __all__ = [
     "dump_recipe",
     "find_eval",
     "load_eval",
+    "load_model_section",
     "load_recipe",
     "load_reward_section",
     "nearest",

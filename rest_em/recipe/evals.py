@@ -98,6 +98,19 @@ class MetricsSection(Section):
     format: NonEmpty | None = None
     """A regular expression that is found in a solution with the format that the prompt asks for."""
 
+    def ks_of_pass(self, num_samples: int) -> tuple[int, ...]:
+        """Return the k of pass@k where a problem has so many samples."""
+        if self.pass_at is not None:
+            return self.pass_at
+        powers = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
+        return tuple(sorted({1, *powers, *((num_samples,) if num_samples else ())}))
+
+    def ks_of_majority(self, num_samples: int) -> tuple[int, ...]:
+        """Return the k of maj@k where a problem has so many samples."""
+        if self.majority_at is not None:
+            return self.majority_at
+        return (num_samples,) if num_samples > 1 else ()
+
 
 class Eval(Section):
     """One benchmark."""
@@ -118,18 +131,12 @@ class Eval(Section):
     @property
     def pass_at(self) -> tuple[int, ...]:
         """The k of pass@k."""
-        if self.metrics.pass_at is not None:
-            return self.metrics.pass_at
-        number = self.sampling.num_samples
-        powers = [2**i for i in range(number.bit_length()) if 2**i <= number]
-        return tuple(sorted({1, *powers, *((number,) if number else ())}))
+        return self.metrics.ks_of_pass(self.sampling.num_samples)
 
     @property
     def majority_at(self) -> tuple[int, ...]:
         """The k of maj@k."""
-        if self.metrics.majority_at is not None:
-            return self.metrics.majority_at
-        return (self.sampling.num_samples,) if self.sampling.num_samples > 1 else ()
+        return self.metrics.ks_of_majority(self.sampling.num_samples)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

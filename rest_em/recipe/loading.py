@@ -29,7 +29,7 @@ from rest_em.recipe.document import (
 )
 from rest_em.recipe.evals import Eval
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
-from rest_em.recipe.sections import LOCAL_SUFFIXES, Places, Recipe, RewardSection
+from rest_em.recipe.sections import LOCAL_SUFFIXES, ModelSection, Places, Recipe, RewardSection
 from rest_em.recipe.wanted import alternatives, wanted
 
 _DATA_KEY = re.compile(r"problems\.((train|validation|test|examples)\.)?path|evaluation\.evals\[\d+\]\.data")
@@ -192,6 +192,30 @@ def load_reward_section(
     apply_options(document, overrides)
     _resolve_paths(document, Path())
     return _validate(document, _RewardOnly).reward
+
+
+class _ModelOnly(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelSection
+
+
+def load_model_section(name_or_path: str, overrides: Sequence[str] = ()) -> ModelSection:
+    """Return the section `model` of a recipe that is not there.
+
+    Args:
+        name_or_path: a hub id or an absolute path.
+        overrides: as those of `load_recipe`, with keys below `model`.
+
+    Raises:
+        RecipeError: one line for each mistake.
+    """
+    document = Document("--set", {"model": {"name_or_path": name_or_path}})
+    for option in overrides:
+        if option.partition("=")[0].strip() == "model.name_or_path":
+            raise RecipeError(f"--set {option}: the model is named already, {name_or_path}; leave one out")
+    apply_options(document, overrides)
+    return _validate(document, _ModelOnly).model
 
 
 def _owned_keys(document: Document) -> list[Mistake]:

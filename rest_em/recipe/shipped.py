@@ -21,7 +21,7 @@ def find_eval(name: str) -> Path:
         RecipeError: there is neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     folder = shipped("evals")
     if not (folder / f"{name}.yaml").is_file():
