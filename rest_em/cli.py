@@ -437,24 +437,6 @@ def _list(kind: str) -> None:
         print(f"{path.relative_to(folder).with_suffix('')}: {first}")
 
 
-def _copy(kind: str, name: str, target: Path) -> None:
-    """Copy what is shipped under a name, and the files beside it, into a folder of the user's own."""
-    from rest_em.recipe import shipped
-
-    folder = shipped(kind)
-    source = folder / f"{name}.yaml"
-    if not source.is_file():
-        names = ", ".join(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-        raise RecipeError(f"{name}: no such {kind[:-1]}; there are: {names}")
-    if target.exists():
-        raise RecipeError(f"{target}: exists already; name a folder that does not")
-    try:
-        shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
-    except OSError as error:
-        raise RecipeError(f"{target}: cannot be made: {error.strerror or error}") from error
-    print(target / source.name)
-
-
 @recipes_app.command("list")
 def list_recipes() -> None:
     """List the recipes that come with rest_em, with the first line of each."""
@@ -467,7 +449,16 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="A folder to make; the recipe's data comes along.")],
 ) -> None:
     """Copy a recipe and the files beside it into a folder of your own."""
-    _copy("recipes", name, target)
+    from rest_em.recipe import find_shipped
+
+    source = find_shipped("recipes", name)
+    if target.exists():
+        raise RecipeError(f"{target}: exists already; name a folder that does not")
+    try:
+        shutil.copytree(source.parent, target, ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be made: {error.strerror or error}") from error
+    print(target / source.name)
 
 
 @evals_app.command("list")
@@ -477,12 +468,14 @@ def list_evals() -> None:
 
 
 @evals_app.command("copy")
-def copy_eval(
+def copy_shipped_eval(
     name: Annotated[str, typer.Argument(help="A name that `rest_em evals list` prints.")],
-    target: Annotated[Path, typer.Argument(help="A folder to make; all evals go there.")],
+    target: Annotated[Path, typer.Argument(help="A folder; it may have other evals.")],
 ) -> None:
-    """Copy the evals into a folder of your own."""
-    _copy("evals", name, target)
+    """Copy an eval and the files that it names into a folder of your own."""
+    from rest_em.recipe import copy_eval
+
+    print(copy_eval(name, target))
 
 
 @app.command("_stage", hidden=True)

@@ -55,7 +55,10 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only N problems; of each group as many as can be.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Only N problems; of each group, or folder, as many as can be."
+        ),
     ] = None,
     policy: Annotated[
         str | None,

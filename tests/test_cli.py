@@ -324,6 +324,14 @@ def test_recipes_are_listed_and_copied_with_their_data(call: Call) -> None:
     assert (again.code, again.err) == (1, "error: mine: exists already; name a folder that does not\n")
 
 
+def test_an_eval_is_copied_beside_another(call: Call) -> None:
+    for name in ("gsm8k", "arithmetic"):
+        assert call("evals", "copy", name, "mine").out == f"mine/{name}.yaml\n"
+    assert sorted(path.name for path in Path("mine").iterdir()) == [
+        "arithmetic.yaml", "arithmetic_examples.jsonl", "arithmetic_test.jsonl", "gsm8k.yaml",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_has_help(call: Call, verb: str) -> None:
     said = call(*verb.split(), "--help")

@@ -10,7 +10,7 @@ import pytest
 
 from rest_em.errors import ProblemError, RecipeError
 from rest_em.problems.benchmark import load_benchmark
-from rest_em.recipe import load_eval, shipped
+from rest_em.recipe import Eval, copy_eval, load_eval, shipped
 
 EVALS = sorted(shipped("evals").glob("*.yaml"))
 NEED_DATA = {"math", "math500", "bbh", "bbh_direct"}
@@ -148,6 +148,85 @@ def test_math_is_read_from_its_authors_folders_and_a_file(tmp_path: Path) -> Non
     jsonl(tmp_path / "test.jsonl", row | {"answer": "2"})
     (one,) = load_benchmark(load_eval(shipped("evals") / "math500.yaml", data=str(tmp_path))).problems
     assert (one.id, one.reference) == ("0", "2")
+
+
+def test_a_limit_takes_problems_of_each_subject_of_math(tmp_path: Path) -> None:
+    for subject, number in (("algebra", 5), ("geometry", 1), ("prealgebra", 4)):
+        for k in range(number):
+            path = tmp_path / "test" / subject / f"{k}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"problem": f"{subject} {k}", "solution": "$\\boxed{2}$"}))
+    spec = load_eval(shipped("evals") / "math.yaml", data=str(tmp_path))
+    found = [one.id for one in load_benchmark(spec, limit=6).problems]
+    assert found == [
+        "algebra/0-0",
+        "algebra/1-0",
+        "algebra/2-0",
+        "geometry/0-0",
+        "prealgebra/0-0",
+        "prealgebra/1-0",
+    ]
+    assert load_benchmark(spec, limit=99).problems == load_benchmark(spec).problems
+
+
+def own(folder: Path, problems: str, *rows: dict[str, object]) -> Eval:
+    jsonl(folder / "p.jsonl", *[{"q": f"q{k}", "answer": "1"} | row for k, row in enumerate(rows)])
+    (folder / "own.yaml").write_text(
+        f"title: own\nproblems: {{path: p.jsonl, {problems}}}\nprompt: {{template: '{{{{ q }}}}'}}\n"
+        "reward: number\nsampling: {max_new_tokens: 4}\n"
+    )
+    return load_eval(folder / "own.yaml")
+
+
+def test_a_problem_without_a_cluster_is_its_own(tmp_path: Path) -> None:
+    spec = own(tmp_path, "cluster: page", {"page": 1}, {"page": 1}, {"page": None}, {"page": None})
+    assert load_benchmark(spec).clusters == {"0": "1", "1": "1"}
+
+
+def test_a_problem_without_a_group_is_told(tmp_path: Path) -> None:
+    spec = own(tmp_path, "group: task", {"task": "sums"}, {"task": None})
+    told = r"p\.jsonl:2: the group, column 'task' \(problems\.group\), is null; each problem is of one"
+    for limit in (None, 1):
+        with pytest.raises(ProblemError, match=told):
+            load_benchmark(spec, limit)
+
+
+def test_a_column_called_file_of_a_single_file_is_the_benchmarks_own(tmp_path: Path) -> None:
+    spec = own(tmp_path, "reference: answer", {"file": ["a.py"]}, {"file": "b.py"}, {"file": None})
+    assert [one.id for one in load_benchmark(spec, limit=2).problems] == ["0", "1"]
+
+
+@pytest.mark.parametrize("path", EVALS, ids=lambda path: path.stem)
+def test_a_copy_of_a_shipped_eval_loads_where_it_lies(path: Path, tmp_path: Path) -> None:
+    for other in ("math500", path.stem):  # beside what was copied before, which may name the same file
+        if not (tmp_path / f"{other}.yaml").exists():
+            assert copy_eval(other, tmp_path) == tmp_path / f"{other}.yaml"
+    data = "somebody/some-data" if path.stem in NEED_DATA else None
+    options = ["problems.split=test"] if data else []
+    one, its_copy = (load_eval(each, options, data) for each in (path, tmp_path / path.name))
+    assert its_copy.model_dump(exclude={"problems": {"path"}, "prompt": {"examples"}}) == one.model_dump(
+        exclude={"problems": {"path"}, "prompt": {"examples"}}
+    )
+    named = [text for text in (its_copy.problems.path, its_copy.prompt.examples) if text and text[0] == "/"]
+    assert all(Path(text).parent == tmp_path and Path(text).is_file() for text in named)
+    assert len(list(tmp_path.iterdir())) <= 5, "the two evals and what they name"
+    if path.stem == "arithmetic":
+        assert load_benchmark(its_copy).problems == load_benchmark(one).problems
+
+
+def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
+    copy_eval("math", tmp_path)
+    with pytest.raises(RecipeError, match=r"math\.yaml: exists already; name another folder"):
+        copy_eval("math", tmp_path)
+    (tmp_path / "math_examples.jsonl").write_text("mine")
+    with pytest.raises(RecipeError, match=r"math_examples\.jsonl: exists already; name another folder"):
+        copy_eval("math500", tmp_path)
+    assert {one.name for one in tmp_path.iterdir()} == {"math.yaml", "math_examples.jsonl"}
+    with pytest.raises(RecipeError, match=r"maths: no such eval; there are: apps, arithmetic, "):
+        copy_eval("maths", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="cannot be made"):
+        copy_eval("gsm8k", tmp_path / "file")
 
 
 def test_the_hungarian_exam_has_no_reward(tmp_path: Path) -> None:

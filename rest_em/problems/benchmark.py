@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rest_em.errors import ProblemError
 from rest_em.problems.loading import id_of, reference_of
 from rest_em.problems.prompts import Prompt, resolve_variant
-from rest_em.problems.rows import Row, all_rows, column_of, read_rows, wanted_rows
-from rest_em.recipe import Eval, ProblemSource
+from rest_em.problems.rows import Row, all_rows, column_of, is_pattern, read_rows, wanted_rows
+from rest_em.recipe import Eval, EvalProblems, ProblemSource
 from rest_em.types import Problem
 
 
@@ -34,18 +34,19 @@ def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
 
     Args:
         spec: the eval.
-        limit: only so many problems; where there are groups, as many of each as can be.
+        limit: only so many problems; where there are groups, or else several folders of files, or several
+            files, as many of each as can be.
 
     Raises:
-        ProblemError: a file cannot be used, a column is missing, an id comes twice, a prompt does not render,
-            or a problem is one of its own worked examples.
+        ProblemError: a file cannot be used, a column is missing, a group is null, an id comes twice, a prompt
+            does not render, or a problem is one of its own worked examples.
     """
     section = spec.problems
     every = all_rows(section)
-    named = _with_ids(every, section.id)  # all, so that a row's number does not depend on which are wanted
+    named = _with_ids(every, section)  # all, so that a row's number does not depend on which are wanted
     rows: Sequence[tuple[str, Row]] = [named[number] for number in wanted_rows(every, section)]
     if limit is not None:
-        rows = _spread(rows, section.group, limit)
+        rows = _spread(rows, section, limit)
     examples = _examples(spec)
     folder = None if section.folder is None else Path(section.folder)
     variant = resolve_variant(spec.prompt, spec.prompt)
@@ -70,37 +71,53 @@ def load_benchmark(spec: Eval, limit: int | None = None) -> Benchmark:
             )
         problems[identity] = Problem(identity, render(row), reference, row.columns)
         bare.append(Problem(identity, question, reference, row.columns))
-        for column, key, labels in (
-            (section.group, "problems.group", groups),
-            (section.cluster, "problems.cluster", clusters),
-        ):
-            if column is not None:
-                labels[identity] = str(column_of(row, column, key))
+        if section.group is not None:
+            groups[identity] = _group_of(row, section.group)
+        if section.cluster is not None:
+            cluster = column_of(row, section.cluster, "problems.cluster")
+            if cluster is not None:  # else the problem is its own
+                clusters[identity] = str(cluster)
     num_examples = (variant.num_examples or 0) if examples is None else len(examples)
     return Benchmark(tuple(problems.values()), groups, clusters, tuple(bare), num_examples)
 
 
-def _with_ids(rows: Sequence[Row], column: str | None) -> Sequence[tuple[str, Row]]:
+def _with_ids(rows: Sequence[Row], section: EvalProblems) -> Sequence[tuple[str, Row]]:
     """Return each row with its problem's id: what a column says, or its number in its file, from 0."""
-    if column is not None:
-        return [(id_of(row, column, "problems.id"), row) for row in rows]
+    if section.id is not None:
+        return [(id_of(row, section.id, "problems.id"), row) for row in rows]
+    has_files = is_pattern(section.path)  # else a column of that name is the benchmark's own
     counts: dict[str | None, int] = {}
     found = []
     for row in rows:
-        file = row.columns.get("file")
+        file = row.columns["file"] if has_files else None
         counts[file] = counts.get(file, -1) + 1
         found.append((str(counts[file]) if file is None else f"{file}-{counts[file]}", row))
     return found
 
 
-def _spread(rows: Sequence[tuple[str, Row]], group: str | None, limit: int) -> Sequence[tuple[str, Row]]:
-    """Return the first rows, in their order; of each group its first ones, as evenly as can be."""
+def _group_of(row: Row, column: str) -> str:
+    group = column_of(row, column, "problems.group")
     if group is None:
-        return rows[:limit]
+        raise ProblemError(
+            f"{row.place}: the group, column {column!r} (problems.group), is null; each problem is of one"
+        )
+    return str(group)
+
+
+def _source_of(row: Row, section: EvalProblems) -> str:
+    """Return which of several folders a row comes from, or else which of several files."""
+    if not is_pattern(section.path):
+        return ""
+    file = PurePosixPath(row.columns["file"])
+    return str(file.parent if file.parent.name else file)
+
+
+def _spread(rows: Sequence[tuple[str, Row]], section: EvalProblems, limit: int) -> Sequence[tuple[str, Row]]:
+    """Return the first rows, in their order; of each group or source its first ones, as evenly as can be."""
     ranks: dict[str, int] = {}
     order = []
     for place, (_, row) in enumerate(rows):
-        name = str(column_of(row, group, "problems.group"))
+        name = _source_of(row, section) if section.group is None else _group_of(row, section.group)
         ranks[name] = ranks.get(name, -1) + 1
         order.append((ranks[name], place))
     return [rows[place] for place in sorted(place for _, place in sorted(order)[:limit])]

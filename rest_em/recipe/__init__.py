@@ -1,6 +1,6 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
-from rest_em.recipe.evals import Eval, EvalSampling, MetricsSection
+from rest_em.recipe.evals import Eval, EvalProblems, EvalSampling, MetricsSection
 from rest_em.recipe.libraries import check_files, check_library_keys
 from rest_em.recipe.loading import (
     difference,
@@ -30,13 +30,14 @@ from rest_em.recipe.sections import (
     TrackingSection,
     TrainingSection,
 )
-from rest_em.recipe.shipped import find_eval, shipped
+from rest_em.recipe.shipped import copy_eval, find_eval, find_shipped, shipped
 
 __all__ = [
     "OWNED_LORA_KEYS",
     "OWNED_TRAINING_KEYS",
     "Eval",
     "EvalChoice",
+    "EvalProblems",
     "EvalSampling",
     "EvaluationSection",
     "MetricsSection",
@@ -55,9 +56,11 @@ __all__ = [
     "TrainingSection",
     "check_files",
     "check_library_keys",
+    "copy_eval",
     "difference",
     "dump_recipe",
     "find_eval",
+    "find_shipped",
     "load_eval",
     "load_model_section",
     "load_recipe",

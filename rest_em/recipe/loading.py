@@ -357,6 +357,17 @@ def _resolved(key: str, value: str, folder: Path) -> str:
         return value
 
 
+def files_named(path: Path) -> Mapping[str, Path]:
+    """Return the files of problems and worked examples that a recipe or an eval names, as it names them.
+
+    Raises:
+        RecipeError: it is no YAML file.
+    """
+    texts = ((dotted(key), holder[name]) for holder, name, key in _texts(read_document(path).values))
+    named = [text for key, text in texts if _DATA_KEY.fullmatch(key) or _FILE_KEY.fullmatch(key)]
+    return {text: path.parent / text for text in named if is_there(path.parent / text)}
+
+
 def is_there(path: Path) -> bool:
     """Say whether a file or folder exists; what cannot be a name of one does not."""
     try:
