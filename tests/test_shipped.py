@@ -76,6 +76,8 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     assert listed == [str(path.relative_to(ROOT / "recipes").with_suffix("")) for path in RECIPES]
     assert rest_em("recipes", "copy", "quickstart/smollm2-135m", "mine") == "mine/smollm2-135m.yaml\n"
     assert (tmp_path / "mine" / "train.jsonl").is_file()
+    assert rest_em("evals", "copy", "arithmetic", "evals") == "evals/arithmetic.yaml\n"
+    assert (tmp_path / "evals" / "arithmetic_test.jsonl").is_file()
 
 
 def test_the_version_is_printed() -> None:
