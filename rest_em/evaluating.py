@@ -52,6 +52,7 @@ ADVICE = "--overwrite measures it again, --output FOLDER elsewhere."
 VERDICTS = "verdicts.jsonl"
 """What stored solutions leave beside their table, and drawn ones do not."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""Organisation and model."""
 EVALUATIONS = Path("evaluations")
 """Where models, and stored solutions, are measured, below the working directory."""
 
@@ -103,10 +104,10 @@ def target_of_model(name: str, overrides: Sequence[str], output: Path | None, se
             f"{name}: there is neither a ledger.jsonl of a run in it nor a config.json of a model; a run's "
             "folder, a model's folder or a hub id is wanted"
         )
-    folder = output or EVALUATIONS / _label(name)
+    label = _label(name)
     model = load_model_section(str(path.resolve()) if path.exists() else name, overrides)
     base = PromptedPolicy(Policy(model.name_or_path, 0), PromptVariant())
-    return Target(folder, model, seed or 0, (base,), is_run=False)
+    return Target(output or EVALUATIONS / label, model, seed or 0, (base,), is_run=False)
 
 
 def target_of_solutions(name: str, output: Path | None) -> Target:
@@ -119,8 +120,9 @@ def target_of_solutions(name: str, output: Path | None) -> Target:
     Raises:
         RecipeError: it is a path that is not there.
     """
-    folder = output or EVALUATIONS / _label(name)
-    return Target(folder, ModelSection(name_or_path="stored solutions"), 0, (), is_run=False)
+    label = _label(name)
+    model = ModelSection(name_or_path="stored solutions")
+    return Target(output or EVALUATIONS / label, model, 0, (), is_run=False)
 
 
 def _path_of(name: str) -> Path:

@@ -174,6 +174,10 @@ def test_solutions_do_not_replace_what_a_policy_drew_nor_it_them(
         )
     assert [path.name for path in table.parent.iterdir()] == ["samples.parquet"]
     assert table.read_text() == "what was drawn"
+    begun = desk / "evaluations" / "begun" / "iteration-00" / "evals" / "sums" / "greedy" / "stage.json"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    assert "a policy was measured on sums there" in refused("begun", "sums.yaml", "--solutions", "s.jsonl")
     evaluate(desk, "judged", "sums.yaml", "--solutions", "s.jsonl")
     (desk / "config.json").write_text("{}")
     told = refused(str(desk), "sums.yaml", "--output", "evaluations/judged")
@@ -253,6 +257,7 @@ def test_solutions_that_cannot_be_used_are_told(
         (("m", "sums.yaml", "--set", "sampling.greedy=false", "--set", "sampling.num_samples=0"), "nothing"),
         ((".", "sums.yaml"), "neither a ledger.jsonl of a run in it nor a config.json of a model"),
         (("/no/model", "sums.yaml"), "/no/model: there is no such folder; the folder of a model or a run"),
+        (("/no/model", "sums.yaml", "--output", "out"), "/no/model: there is no such folder; "),
         (("models/of/mine", "sums.yaml"), "models/of/mine: there is no such folder; "),
         (("~nobody-here/m", "sums.yaml"), "~nobody-here/m: there is no such folder; "),
         (("./m", "sums.yaml", "--solutions", "sums.jsonl"), "./m: there is no such folder; "),
