@@ -116,7 +116,8 @@ def judge_stored(
             with progress.stage("score", _num_lines(files.solutions), "lines"):
                 scoring.work_through()
         except RunInterruptedError as error:
-            done = f"{scoring.num_written:,} verdicts are in {files.output}"
+            # Counted in the file: a signal may come between the writing of verdicts and their counting.
+            done = f"{_num_lines(files.output):,} verdicts are in {files.output}"
             raise RunInterruptedError(f"{error}; {done}") from error
         if _stamps(files) != before:
             raise ScoringError(
