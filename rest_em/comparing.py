@@ -79,10 +79,9 @@ def compare_stored(
         told = " and ".join(f"{text} has {', '.join(side)}" for text, side in zip((a, b), sides, strict=True))
         of_these = " of these names" if names else ""
         raise SamplesError(f"no eval{of_these} is there on both sides to compare: {told}")
-    labels = _labels(a, b)
     found = {}
     for name in shared:
-        one, other = (_stored(label, side[name], scores) for label, side in zip(labels, sides, strict=True))
+        one, other = (_stored(label, side[name], scores) for label, side in zip((a, b), sides, strict=True))
         _refuse_other_problems(one, other)
         try:
             found[name] = compare(one.side, other.side, ks=ks, confidence=confidence, seed=seed)
@@ -150,10 +149,6 @@ def _for_people(one: Sample) -> dict[str, Any]:
         "group": one.group,
         "cluster": one.cluster,
     }
-
-
-def _labels(a: str, b: str) -> tuple[str, str]:
-    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
 
 
 def _single(text: str, side: Mapping[str, Path], names: Sequence[str]) -> Mapping[str, Path]:

@@ -42,7 +42,7 @@ def test_a_clear_difference_is_called_one_with_its_interval() -> None:
     assert (first.sign.num_won, first.sign.num_lost, first.sign.num_tied) == (20, 0, 80)
     assert first.gain is not None
     assert first.gain.value == pytest.approx(0.2)
-    assert first.verdict.startswith("tuned is better than base at pass@1 by 20.0 ± 8.")
+    assert first.verdict.startswith("B is better at pass@1 by 20.0 ± 8.")
     assert found.won == [f"p{k}" for k in range(40, 60)]
     assert found.lost == []
 
@@ -50,7 +50,7 @@ def test_a_clear_difference_is_called_one_with_its_interval() -> None:
 def test_the_worse_one_is_named_worse_whichever_comes_first() -> None:
     a = side("base", {f"p{k}": int(k < 60) for k in range(100)})
     b = side("tuned", {f"p{k}": int(k < 40) for k in range(100)})
-    assert verdict_of(compare(a, b), "pass@1").startswith("base is better than tuned at pass@1 by 20.0 ± ")
+    assert verdict_of(compare(a, b), "pass@1").startswith("A is better at pass@1 by 20.0 ± ")
 
 
 def test_no_difference_is_claimed_that_the_interval_does_not_carry() -> None:
@@ -63,7 +63,7 @@ def test_a_handful_of_problems_that_all_differ_one_way_carries_nothing() -> None
     a, b = side("a", dict.fromkeys("pqrst", 0)), side("b", dict.fromkeys("pqrst", 1))
     assert verdict_of(compare(a, b), "pass@1") == "no difference is shown at pass@1: only 5 problems differ"
     a, b = side("a", dict.fromkeys("pqrstu", 0)), side("b", dict.fromkeys("pqrstu", 1))
-    assert verdict_of(compare(a, b), "pass@1").startswith("b is better than a at pass@1 by 100.0")
+    assert verdict_of(compare(a, b), "pass@1").startswith("B is better at pass@1 by 100.0")
 
 
 def grouped(name: str, correct: Mapping[str, int], labels: Mapping[str, tuple[str, str]]) -> Side:

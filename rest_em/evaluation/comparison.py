@@ -45,7 +45,7 @@ class Difference:
     """One figure of two policies.
 
     Example:
-        Difference("pass@8", a, b, gain, sign, verdict="B is better at pass@8 by 4.1 points (+1.3 to +6.9)")
+        Difference("pass@8", a, b, gain, sign, verdict="B is better at pass@8 by 4.1 ± 2.8 points (...)")
     """
 
     figure: str
@@ -137,8 +137,7 @@ def compare(
     pairs |= {f"maj@{k}": (values[0].majority_at[k], values[1].majority_at[k]) for k in values[0].majority_at}
     labels = Labels.of(one.columns).or_else(Labels.of(other.columns))
     differences = [
-        _difference(name, *pair, (a.name, b.name), labels, confidence=confidence, seed=seed)
-        for name, pair in pairs.items()
+        _difference(name, *pair, labels, confidence=confidence, seed=seed) for name, pair in pairs.items()
     ]
     gaps = np.subtract(*reversed(next(iter(pairs.values()))))
     return Comparison(
@@ -179,7 +178,6 @@ def _difference(
     figure: str,
     a_values: Floats,
     b_values: Floats,
-    names: tuple[str, str],
     labels: Labels,
     *,
     confidence: float,
@@ -196,7 +194,7 @@ def _difference(
         _figure(b_values, labels, confidence),
         found,
         sign,
-        _verdict(figure, found, sign, names, unit=unit, confidence=confidence),
+        _verdict(figure, found, sign, unit=unit, confidence=confidence),
     )
 
 
@@ -211,13 +209,11 @@ def _verdict(
     figure: str,
     found: Estimate | None,
     sign: SignTest,
-    names: tuple[str, str],
     *,
     unit: str,
     confidence: float,
 ) -> str:
     """Return what may be said, and no more."""
-    a, b = names
     if found is None:
         return f"nothing can be said of {figure}: fewer than two {unit} have it on both sides"
     low, high = 100 * found.low, 100 * found.high
@@ -226,7 +222,6 @@ def _verdict(
         return f"no difference is shown at {figure} ({interval})"
     if not is_shown(found, sign, confidence):
         return f"no difference is shown at {figure}: only {sign.num_won + sign.num_lost} {unit} differ"
-    better, worse = (b, a) if found.value > 0 else (a, b)
     half = max(high - 100 * found.value, 100 * found.value - low)
     gain = f"{100 * abs(found.value):.1f} ± {half:.1f} points"
-    return f"{better} is better than {worse} at {figure} by {gain} ({interval})"
+    return f"{'B' if found.value > 0 else 'A'} is better at {figure} by {gain} ({interval})"
