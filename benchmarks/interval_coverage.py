@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,6 +53,10 @@ def main() -> None:
         groups = np.arange(num_problems) % len(levels)
         return estimate((draws.random(num_problems) < levels[groups]).astype(float), strata=groups.tolist())
 
+    def unequal(sizes: Sequence[int], levels: Sequence[float]) -> Estimate | None:
+        verdicts = draws.random(sum(sizes)) < np.repeat(levels, sizes)
+        return estimate(verdicts.astype(float), strata=np.repeat(range(len(sizes)), sizes).tolist())
+
     def nested(num_clusters: int, levels: Floats) -> Estimate | None:
         clusters = np.repeat(np.arange(num_clusters * len(levels)), 5)
         groups = clusters % len(levels)
@@ -92,6 +96,16 @@ def main() -> None:
     for n in (27, 28, 30, 40, 54, 81, 270, 2700):
         share = covered(lambda n=n: averaged(n, levels), float(levels.mean()), repeats)
         print(f"macro average of 27 groups, n = {n}: {share:.1%}")
+    for sizes, each in (
+        ((1, 100), (0.5, 0.1)),
+        ((1, *[50] * 9), (0.5,) * 10),
+        ((3, 200), (0.8, 0.8)),
+        ((5, 100, 100), (0.9, 0.3, 0.3)),
+        ((10, 200), (0.9, 0.5)),
+        ((30, 100, 300), (0.2, 0.5, 0.8)),
+    ):
+        share = covered(lambda s=sizes, p=each: unequal(s, p), sum(each) / len(each), repeats)
+        print(f"macro average of groups of {sizes} problems with success {each}: {share:.1%}")
     for num_clusters in (1, 2, 5):
         share = covered(lambda g=num_clusters: nested(g, levels), float(levels.mean()), repeats)
         print(f"macro average of 27 groups of {num_clusters} clusters of 5: {share:.1%}")

@@ -15,6 +15,7 @@ import pytest
 
 from rest_em.errors import SamplesError
 from rest_em.evaluation import (
+    ColumnsBuilder,
     Estimate,
     Evaluation,
     Metrics,
@@ -195,16 +196,16 @@ def test_a_paired_gain_uses_the_pairing() -> None:
     assert paired_gain(better, base) == found
 
 
-def test_where_no_pair_differs_the_interval_says_how_seldom_others_may() -> None:
-    # Agresti and Min 2005: 0 ± t / (n + 2).
+def test_where_all_pairs_are_alike_the_interval_is_that_of_agresti_and_min() -> None:
     for n in (10, 200):
         found = paired_gain([1.0] * n, [1.0] * n)
         assert found is not None
         assert (found.value, found.standard_error) == (0.0, 0.0)
-        assert found.high == -found.low == pytest.approx(student_quantile(0.975, n - 1) / (n + 2))
-    every = paired_gain([1.0] * 5, [0.0] * 5)
+        assert found.high == -found.low == pytest.approx(1.959964 / (n + 2))
+    every = paired_gain([1.0] * 6, [0.0] * 6)
     assert every is not None
-    assert (every.low < 0.7, every.value, every.high) == (True, 1.0, 1.0)
+    # (6 - 0) / 8, less 1.96 sqrt((6 + 0 + 1) - 6^2 / 8) / 8.
+    assert (every.low, every.high) == (pytest.approx(0.75 - 1.959964 * math.sqrt(2.5) / 8), 1.0)
 
 
 def test_a_paired_gain_leaves_out_half_pairs_and_counts_them() -> None:
@@ -338,7 +339,10 @@ def test_a_macro_average_weighs_groups_alike() -> None:
     assert found is not None
     assert found.value == pytest.approx((0.75 + 0.5) / 2)
     # Each group's variance of its mean, over the square of the number of groups: (s_a^2 / 4 + s_b^2 / 2) / 4.
-    assert found.standard_error == pytest.approx(math.sqrt((0.25 / 4 + 0.5 / 2) / 4))
+    # As of one problem more each has the variance about the mean, (s^2 = 0.25 and 0.26).
+    about = ((3 * 0.375**2 + 0.625**2) / 4 + (0.375**2 + 0.625**2) / 2) / 2
+    own = ((3 * 0.25 + about) / 4 / 4 + (1 * 0.5 + about) / 2 / 2) / 4
+    assert found.standard_error == pytest.approx(math.sqrt(own))
 
 
 def test_a_figure_beyond_1_has_a_plain_interval() -> None:
@@ -369,16 +373,27 @@ def test_of_a_single_cluster_nothing_is_known() -> None:
     assert paired_gain([1.0, 1.0], [0.0, 0.0], clusters=["a", "a"]) is None
 
 
-def test_a_group_of_one_problem_varies_as_the_other_groups_do() -> None:
-    # Two groups of one are one stratum: the deviations from their mean, (1 - 1/2) / 3 each, squared, times 2.
+def test_a_group_of_one_problem_varies_as_all_problems_do() -> None:
+    # About the mean, 2/3, all vary by (1/9 + 4/9 + 1/9) / 3 = 2/9. Group c's own variance, 0, counts as much
+    # as that: ((2 - 1) * 0 + 2/9) / 2 for the mean of its 2 problems; a and b have 2/9 each; all over 3^2.
     found = estimate([1.0, 0.0, 1.0, 1.0], strata=["a", "b", "c", "c"])
     assert found is not None
-    assert found.standard_error == pytest.approx(math.sqrt(2 * 2 * (0.5 / 3) ** 2))
-    # A single group of one joins the smallest other.
-    joined = estimate([1.0, 0.0, 1.0], strata=["a", "b", "b"])
-    assert joined is not None
-    assert joined.value == 0.75
-    assert joined.standard_error > 0
+    assert found.value == pytest.approx(2 / 3)
+    assert found.standard_error == pytest.approx(math.sqrt((2 / 9 + 2 / 9 + (2 / 9 / 2) / 2) / 9))
+
+
+def test_where_a_few_problems_are_half_of_the_mean_the_interval_is_wide() -> None:
+    every = estimate([1.0] * 101, strata=["small"] + ["large"] * 100)
+    assert every is not None
+    # Kish: as sure as 1 / ((1/2)^2 + 100 (1/200)^2) = 3.96 verdicts, of which Wilson's low end is 0.508.
+    assert (every.low, every.high) == (pytest.approx(0.5076, abs=5e-5), 1.0)
+    draws = np.random.default_rng(0)
+    strata = ["small"] * 5 + ["large"] * 200
+    found = [
+        estimate((draws.random(205) < np.repeat([0.7, 0.3], [5, 200])).astype(float), strata=strata)
+        for _ in range(300)
+    ]
+    assert coverage_of(found, 0.5) >= 0.92
 
 
 def test_a_gain_of_groups_is_that_of_their_means() -> None:
@@ -387,7 +402,22 @@ def test_a_gain_of_groups_is_that_of_their_means() -> None:
     found = paired_gain(better, base, strata=groups)
     assert found is not None
     assert found.value == pytest.approx(0.5)
-    assert found.low > 0.4
+    # Ten of ten are won in one group, which is no more than 56.7 % for sure, and no problem of the other.
+    assert 0.25 < found.low < 0.5 * 0.567
+
+
+def test_an_evaluation_that_was_written_and_read_gains_as_before() -> None:
+    def measured(verdicts: str) -> Evaluation:
+        builder = ColumnsBuilder()
+        for number, one in enumerate(verdicts):
+            builder.add_problem(str(number), "xy"[number % 2], None if number == 5 else f"page {number // 3}")
+            builder.add(str(number), RIGHT if one == "1" else WRONG, answer=None)
+        return summarize(builder.build(), None, Metrics((1,)))
+
+    base, tuned = measured("010010"), measured("110110")
+    again = [Evaluation.from_json(json.loads(json.dumps(one.to_json()))) for one in (tuned, base)]
+    assert gain(*again) == gain(tuned, base)
+    assert gain(*again) is not None
 
 
 def test_a_gain_needs_enough_problems_or_clusters_that_differ() -> None:

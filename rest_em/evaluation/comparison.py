@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from rest_em.evaluation.columns import Columns
-from rest_em.evaluation.intervals import Estimate, Figure, estimate
+from rest_em.evaluation.intervals import Estimate, Figure
 from rest_em.evaluation.pairs import SignTest, is_shown, paired_gain, sign_test
 from rest_em.evaluation.spread import Floats
-from rest_em.evaluation.summary import Labels, Metrics, values_of
+from rest_em.evaluation.summary import Labels, Metrics, figure_of, values_of
+
+TOO_FEW = "too few solutions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,19 +192,12 @@ def _difference(
     unit = "clusters" if labels.clusters else "problems"
     return Difference(
         figure,
-        _figure(a_values, labels, confidence),
-        _figure(b_values, labels, confidence),
+        figure_of(a_values, labels, TOO_FEW, confidence=confidence),
+        figure_of(b_values, labels, TOO_FEW, confidence=confidence),
         found,
         sign,
         _verdict(figure, found, sign, unit=unit, confidence=confidence),
     )
-
-
-def _figure(values: Floats, labels: Labels, confidence: float) -> Figure:
-    num_undefined = int(np.isnan(values).sum())
-    why = f"{num_undefined} of {len(values)} problems have too few solutions that could be judged"
-    found = estimate(values, clusters=labels.clusters, strata=labels.groups, confidence=confidence)
-    return Figure(found, len(values) - num_undefined, num_undefined, why if num_undefined else None)
 
 
 def _verdict(
@@ -221,7 +216,9 @@ def _verdict(
     if found.low <= 0 <= found.high:
         return f"no difference is shown at {figure} ({interval})"
     if not is_shown(found, sign, confidence):
-        return f"no difference is shown at {figure}: only {sign.num_won + sign.num_lost} {unit} differ"
+        num_decided = sign.num_won + sign.num_lost
+        differ = f"{unit} differ" if num_decided != 1 else f"{unit.removesuffix('s')} differs"
+        return f"no difference is shown at {figure}: only {num_decided} {differ}"
     half = max(high - 100 * found.value, 100 * found.value - low)
     gain = f"{100 * abs(found.value):.1f} ± {half:.1f} points"
     return f"{'B' if found.value > 0 else 'A'} is better at {figure} by {gain} ({interval})"

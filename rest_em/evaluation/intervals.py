@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rest_em.evaluation.spread import Floats, Spread, spread_of
+from rest_em.evaluation.spread import Floats, Spread, parts_of, recovered, spread_of
 
 MAX_VERDICTS = 100
 """A problem's figure never counts as more verdicts than these, however alike the problems' figures are."""
@@ -88,7 +88,8 @@ def estimate(
 
     Wilson's interval, exactly, for one verdict a problem. For other figures, clusters and strata it is
     Wilson's with the effective number of problems m (1 - m) / variance and Student's quantile: inside [0, 1]
-    everywhere. It is for one policy; two on the same problems are compared with `paired_gain`.
+    everywhere. Of at most five strata it also holds what their own intervals say together, for a few problems
+    may be a large part of the mean. It is for one policy; two are compared with `paired_gain`.
 
     >>> found = estimate([1.0] * 8 + [0.0] * 2)
     >>> round(found.low, 4), round(found.high, 4)
@@ -104,36 +105,49 @@ def estimate(
             times the quantile; None for a single problem or cluster, of which no error is known.
 
     Source: Wilson 1927; Korn and Graubard 1998 for the effective number; Miller 2024, arXiv 2411.00640, for
-        clusters.
+        clusters; Zou and Donner 2008 for strata.
     """
     every = numbers_of(values)
     is_defined = ~np.isnan(every)
     defined = every[is_defined]
     if not len(defined):
         return None
-    spread = spread_of(defined, kept(clusters, is_defined), kept(strata, is_defined))
-    low, high = math.nan, math.nan
-    if clusters is None and strata is None and bool(np.isin(defined, (0.0, 1.0)).all()):
-        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-        low, high = _wilson(spread.mean, len(defined), z)
-    elif spread.degrees_of_freedom:
-        t = student_quantile((1 + confidence) / 2, spread.degrees_of_freedom)
-        half = t * spread.standard_error
-        low, high = spread.mean - half, spread.mean + half
-        if is_share:
-            low, high = _wilson(spread.mean, _effective_number(spread), t)
-    elif is_share:
-        low, high = 0.0, 1.0
-    else:
+    sources, groups = kept(clusters, is_defined), kept(strata, is_defined)
+    spread = spread_of(defined, sources, groups)
+    ends = _ends(spread, defined, sources, confidence, is_share=is_share)
+    if ends is None:
         return None
+    if spread.has_few_strata:
+        own = [
+            (part.mean, _ends(part, values, labels, confidence, is_share=is_share))
+            for part, values, labels in parts_of(defined, sources, groups)
+        ]
+        ends = recovered(spread.mean, own, ends)
     return Estimate(
         value=spread.mean,
-        low=min(low, spread.mean),
-        high=max(high, spread.mean),
+        low=min(ends[0], spread.mean),
+        high=max(ends[1], spread.mean),
         standard_error=spread.standard_error,
         num_problems=len(defined),
         num_undefined=len(every) - len(defined),
     )
+
+
+def _ends(
+    spread: Spread, values: Floats, clusters: Sequence[object] | None, confidence: float, *, is_share: bool
+) -> tuple[float, float] | None:
+    """Return the interval of a mean; None where nothing is known of its error."""
+    if clusters is None and spread.num_strata == 1 and bool(np.isin(values, (0.0, 1.0)).all()):
+        z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+        return _wilson(spread.mean, len(values), z)
+    if not spread.degrees_of_freedom:
+        return (0.0, 1.0) if is_share else None
+    # Problems that do not vary tell no error: then they are counted, as verdicts are.
+    is_counted = clusters is None and not spread.variance
+    t = student_quantile((1 + confidence) / 2, math.inf if is_counted else spread.degrees_of_freedom)
+    if is_share:
+        return _wilson(spread.mean, _effective_number(spread), t)
+    return spread.mean - t * spread.standard_error, spread.mean + t * spread.standard_error
 
 
 def numbers_of(values: Sequence[float | None] | Floats) -> Floats:
@@ -154,8 +168,8 @@ def _effective_number(spread: Spread) -> float:
     Where the units do not vary at all they say nothing of that: it is their number.
     """
     if not spread.variance:
-        return spread.num_units
-    return min(spread.mean * (1 - spread.mean) / spread.variance, MAX_VERDICTS * spread.num_units)
+        return spread.effective_units
+    return min(spread.mean * (1 - spread.mean) / spread.variance, MAX_VERDICTS * spread.effective_units)
 
 
 def _wilson(mean: float, effective: float, z: float) -> tuple[float, float]:
@@ -165,7 +179,7 @@ def _wilson(mean: float, effective: float, z: float) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def student_quantile(probability: float, degrees_of_freedom: int) -> float:
+def student_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Return the quantile of Student's t distribution.
 
     >>> round(student_quantile(0.975, 9), 2), round(student_quantile(0.975, 10**6), 2)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rest_em.evaluation.intervals import Estimate, kept, numbers_of, student_quantile
-from rest_em.evaluation.spread import Floats, Spread, codes_of, spread_of
+from rest_em.evaluation.spread import Floats, Spread, codes_of, parts_of, recovered, spread_of
 
 NUM_RESAMPLES = 10_000
 """Of the bootstrap."""
+FEW = 4
+"""So many problems must differ from the others for the bootstrap and Student's interval to be enough."""
 RESAMPLES_AT_ONCE = 2_000_000
 """Numbers drawn at once, so that memory does not grow with the problems."""
 
@@ -30,10 +32,11 @@ def paired_gain(
     """Return the mean of `values - base_values` over problems, with an interval.
 
     The interval holds the percentiles of 10,000 bootstrap resamples of problems, widened for few problems as
-    Student's quantile is, and Student's own, for a resample of few problems cannot go beyond them. Where all
-    differences are equal they say nothing of how others would vary: the interval is then that of Agresti and
-    Min, which adds two half problems won and two half ones lost. A problem for which either figure is not
-    defined is left out and counted; None if fewer than two problems, or clusters, are left.
+    Student's quantile is, and Student's own, for a resample of few problems cannot go beyond them. Where
+    fewer than four problems differ from the others it also holds that of Agresti and Min, which adds half a
+    problem won, half a one lost and one tied; of at most five strata what their own intervals say together.
+    A problem for which either figure is not defined is left out and counted; None if fewer than two problems,
+    or clusters, are left.
 
     Args:
         values: one a problem, in [0, 1].
@@ -44,7 +47,7 @@ def paired_gain(
         seed: of the resamples; the same seed gives the same interval.
 
     Source: Hesterberg 2015, section 4.3 ("expanded percentile"); Rao and Wu 1988 for strata of few problems;
-        Agresti and Min 2005.
+        Agresti and Min 2005; Zou and Donner 2008 for strata.
     """
     one, base = numbers_of(values), numbers_of(base_values)
     if len(one) != len(base):
@@ -53,33 +56,67 @@ def paired_gain(
     is_defined = ~np.isnan(every)
     if is_defined.sum() < 2:
         return None
-    spread = spread_of(every[is_defined], kept(clusters, is_defined), kept(strata, is_defined))
+    differences, sources, groups = every[is_defined], kept(clusters, is_defined), kept(strata, is_defined)
+    spread = spread_of(differences, sources, groups)
     if not spread.degrees_of_freedom:
         return None
-    t = student_quantile((1 + confidence) / 2, spread.degrees_of_freedom)
-    half = t * spread.standard_error
-    low, high = -half, half
+    ends = _ends(spread, differences, sources, confidence)
     if spread.variance:
         moves = _resampled_moves(spread, np.random.default_rng(seed))
-        tail = statistics.NormalDist().cdf(-t)
-        low, high = min(low, np.quantile(moves, tail)), max(high, np.quantile(moves, 1 - tail))
-    else:
-        low, high = -t / (spread.num_units + 2), t / (spread.num_units + 2)
+        tail = statistics.NormalDist().cdf(-student_quantile((1 + confidence) / 2, spread.degrees_of_freedom))
+        low, high = np.quantile(moves, [tail, 1 - tail]).tolist()
+        ends = min(ends[0], spread.mean + low), max(ends[1], spread.mean + high)
+    if spread.has_few_strata:
+        own = [
+            (part.mean, _ends(part, values, labels, confidence))
+            for part, values, labels in parts_of(differences, sources, groups)
+        ]
+        ends = recovered(spread.mean, own, ends)
     return Estimate(
         value=spread.mean,
-        low=max(-1.0, spread.mean + float(low)),
-        high=min(1.0, spread.mean + float(high)),
+        low=max(-1.0, ends[0]),
+        high=min(1.0, ends[1]),
         standard_error=spread.standard_error,
         num_problems=int(is_defined.sum()),
         num_undefined=len(every) - int(is_defined.sum()),
     )
 
 
+def _ends(
+    spread: Spread, differences: Floats, clusters: Sequence[object] | None, confidence: float
+) -> tuple[float, float]:
+    """Return Student's interval, and that of Agresti and Min with it where few problems differ."""
+    t = student_quantile((1 + confidence) / 2, max(spread.degrees_of_freedom, 1.0))
+    half = t * spread.standard_error
+    low, high = spread.mean - half, spread.mean + half
+    counts = np.unique(np.round(differences, 12), return_counts=True)[1]
+    are_few = clusters is None and spread.num_strata == 1 and len(differences) - int(counts.max()) < FEW
+    if are_few or not spread.variance:
+        number = spread.effective_units
+        one, other = _agresti_min(spread.mean, float((differences**2).mean()), number, confidence)
+        low, high = min(low, one), max(high, other)
+    return low, high
+
+
+def _agresti_min(mean: float, mean_square: float, number: float, confidence: float) -> tuple[float, float]:
+    """Return the interval of Agresti and Min of so many differences.
+
+    >>> [round(end, 3) for end in _agresti_min(1.0, 1.0, 6, 0.95)]  # six of six are won
+    [0.363, 1.137]
+    """
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    center = mean * number / (number + 2)
+    square = (mean_square * number + 1) / (number + 2)
+    half = z * math.sqrt((square - center**2) / (number + 2))
+    return center - half, center + half
+
+
 def _resampled_moves(spread: Spread, draws: np.random.Generator) -> Floats:
     """Return by how much each of `NUM_RESAMPLES` resamples of units, each in its stratum, moves the mean."""
     moves = np.zeros(NUM_RESAMPLES)
-    for stratum in range(int(spread.stratum.max()) + 1):
-        own = spread.scaled[spread.stratum == stratum]
+    for stratum in range(spread.num_strata):
+        own = spread.deviations[spread.stratum == stratum]
+        own = own * math.sqrt(len(own) / max(len(own) - 1, 1))
         unlike, counts = np.unique(own, return_counts=True)
         if len(unlike) < len(own) / 4:  # few unlike deviations: how often each comes, in one draw
             moves += draws.multinomial(len(own), counts / len(own), size=NUM_RESAMPLES) @ unlike

@@ -1,14 +1,13 @@
 """What makes a mean over problems vary: units that are drawn independently, in the groups that they stay in.
 
 A unit is a problem, or a cluster of problems with one source. Of a macro average the groups are strata: which
-there are is no matter of chance, which problems stand in one is. What the mean would do with other units is
-told by each unit's deviation, in shares of the mean.
+there are is no matter of chance, which problems stand in one is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,38 +16,37 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+FEW_STRATA = 5
+"""With more the errors of small strata even out in the mean; else each stratum's own interval counts."""
+ROUNDING = 1e-24
+"""A variance below comes from the last bits of values up to 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean and the deviations that its error is computed from, one a unit."""
+    """A mean, and what its error is computed from."""
 
     mean: float
+    variance: float
+    """Of the mean; 0.0 where all that is left is rounding."""
+    degrees_of_freedom: float
+    """Of the variance; 0.0 where a single unit says nothing of how much others would vary."""
+    effective_units: float
+    """Kish's number: so many units of equal weight would count as these do."""
     deviations: Floats
     """By how much each unit moves the mean; those of a stratum sum to 0."""
     stratum: Integers
     """The stratum that each unit varies in, from 0."""
 
     @property
-    def num_units(self) -> int:
-        """Units over all strata."""
-        return len(self.stratum)
+    def num_strata(self) -> int:
+        """Strata that units vary in; 1 without."""
+        return int(self.stratum.max()) + 1
 
     @property
-    def degrees_of_freedom(self) -> int:
-        """Units less strata; 0 where a single unit says nothing of how much others would vary."""
-        return self.num_units - int(self.stratum.max()) - 1
-
-    @property
-    def scaled(self) -> Floats:
-        """The deviations times sqrt(n / (n - 1)) for n units of the stratum: their squares are unbiased."""
-        sizes = np.bincount(self.stratum)
-        return self.deviations * np.sqrt(sizes / np.maximum(sizes - 1, 1))[self.stratum]
-
-    @property
-    def variance(self) -> float:
-        """Of the mean, unbiased; 0.0 where all that is left is rounding."""
-        variance = float((self.scaled**2).sum())
-        return variance if variance > ROUNDING else 0.0
+    def has_few_strata(self) -> bool:
+        """Say whether a single stratum, perhaps of few problems, is much of the mean."""
+        return 1 < self.num_strata <= FEW_STRATA
 
     @property
     def standard_error(self) -> float:
@@ -56,35 +54,72 @@ class Spread:
         return math.sqrt(self.variance)
 
 
-ROUNDING = 1e-24
-"""A variance below comes from the last bits of values up to 1."""
-
-
 def spread_of(
     values: Floats, clusters: Sequence[object] | None = None, strata: Sequence[object] | None = None
 ) -> Spread:
-    """Return the mean over problems, or of the strata's means, with its deviations.
+    """Return the mean over problems, or of the strata's means, with what it varies by.
 
-    Strata of a single unit are taken together as one, or a single such stratum with the smallest other: it
-    makes the error a little too large, where leaving them out would make it far too small. Where a cluster
-    has problems of several strata, all units are taken as one stratum.
+    A stratum's variance is its own, unbiased, and as if of one unit more the variance that all values have
+    about the mean, because of few units its own says little and of one nothing. The degrees of freedom are
+    Satterthwaite's. Where a cluster has problems of several strata, all units are taken as one stratum.
 
     Args:
         values: one a problem, at least one, none of them NaN.
         clusters: what each problem comes from; None: itself.
         strata: what each problem belongs to; None: all to one.
 
-    Source: Cochran 1977, sections 5.3 and 5A.12 (collapsed strata); Lumley 2010, section 2.2, for clusters.
+    Source: Cochran 1977, sections 5.3 and 5.4; Lumley 2010, section 2.2, for clusters; Kish 1965.
     """
     group = np.zeros(len(values), dtype=np.int64) if strata is None else codes_of(strata)
     unit = np.arange(len(values)) if clusters is None else codes_of(clusters)
     sizes = np.bincount(group)
     weights = 1 / (len(sizes) * sizes[group])
+    means = np.bincount(group, values) / sizes
+    mean = float(means.mean())
     of_unit = _strata(unit, group)
-    stratum = of_unit[unit]
-    centers = np.bincount(stratum, weights * values) / np.bincount(stratum, weights)
-    deviations = np.bincount(unit, weights * (values - centers[stratum]))
-    return Spread(float((np.bincount(group, values) / sizes).mean()), deviations.astype(float), of_unit)
+    centers = means if of_unit.max() else np.array([mean])
+    deviations = np.bincount(unit, weights * (values - centers[of_unit[unit]])).astype(float)
+    about_mean = np.bincount(unit, weights * (values - mean)).astype(float)
+    variance, degrees_of_freedom = _variance(deviations, about_mean, of_unit)
+    return Spread(
+        mean=mean,
+        variance=variance,
+        degrees_of_freedom=degrees_of_freedom,
+        effective_units=float(1 / (np.bincount(unit, weights) ** 2).sum()),
+        deviations=deviations,
+        stratum=of_unit,
+    )
+
+
+def parts_of(
+    values: Floats, clusters: Sequence[object] | None, strata: Sequence[object] | None
+) -> Iterator[tuple[Spread, Floats, Sequence[object] | None]]:
+    """Yield each stratum's spread, values and clusters."""
+    group = codes_of(strata or [0] * len(values))
+    for stratum in range(int(group.max()) + 1):
+        chosen = np.flatnonzero(group == stratum)
+        own = None if clusters is None else [clusters[place] for place in chosen.tolist()]
+        yield spread_of(values[chosen], own), values[chosen], own
+
+
+def recovered(
+    mean: float, parts: Sequence[tuple[float, tuple[float, float] | None]], ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return an interval of a mean of means that holds `ends` and what the parts' intervals say together.
+
+    Args:
+        mean: the mean.
+        parts: each stratum's mean and interval; where one has none, nothing is added.
+        ends: the interval that is there.
+
+    Source: Zou and Donner 2008 (variance estimates recovered from the limits).
+    """
+    known = [(own, *own_ends) for own, own_ends in parts if own_ends is not None]
+    if len(known) < len(parts):
+        return ends
+    below = math.sqrt(sum((own - low) ** 2 for own, low, _ in known)) / len(known)
+    above = math.sqrt(sum((high - own) ** 2 for own, _, high in known)) / len(known)
+    return min(ends[0], mean - below), max(ends[1], mean + above)
 
 
 def codes_of(labels: Sequence[object]) -> Integers:
@@ -94,15 +129,28 @@ def codes_of(labels: Sequence[object]) -> Integers:
 
 
 def _strata(unit: Integers, group: Integers) -> Integers:
-    """Return the stratum of each unit, from 0."""
+    """Return the stratum of each unit: its group, or 0 for all where a unit has problems of several."""
     pairs = np.unique(np.stack([unit, group]), axis=1)
     num_units = int(unit.max()) + 1
-    if pairs.shape[1] > num_units:
-        return np.zeros(num_units, dtype=np.int64)
-    counts = np.bincount(pairs[1])
-    joined = np.flatnonzero(counts == 1)
-    if len(joined) == 1:
-        joined = np.argsort(counts, kind="stable")[:2]
-    stratum = np.arange(len(counts))
-    stratum[joined] = joined.min(initial=len(counts))
-    return codes_of(stratum[pairs[1]].tolist())
+    return np.zeros(num_units, dtype=np.int64) if pairs.shape[1] > num_units else pairs[1]
+
+
+def _variance(deviations: Floats, about_mean: Floats, stratum: Integers) -> tuple[float, float]:
+    """Return the variance of the mean and its degrees of freedom.
+
+    Args:
+        deviations: of each unit, about its stratum's mean.
+        about_mean: the same about the mean.
+        stratum: of each unit.
+    """
+    counts = np.bincount(stratum)
+    own = np.bincount(stratum, deviations**2) * counts / np.maximum(counts - 1, 1)
+    own[own < ROUNDING] = 0.0
+    if len(counts) == 1:
+        return float(own[0]), float(counts[0] - 1)
+    common = float((counts * np.bincount(stratum, about_mean**2)).mean())
+    variances = ((counts - 1) * own + common / counts) / counts
+    total = float(variances.sum())
+    if total < ROUNDING:
+        return 0.0, float(len(stratum) - 1)
+    return total, total**2 / float((variances**2 / counts).sum())

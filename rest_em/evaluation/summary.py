@@ -41,7 +41,7 @@ class Labels:
             None if all(one is None for one in columns.groups) else list(columns.groups),
             None
             if all(one is None for one in columns.clusters)
-            else [(one is None, one or key) for one, key in sources],
+            else [f"problem {key}" if one is None else f"cluster {one}" for one, key in sources],
         )
 
     def or_else(self, other: Labels) -> Labels:
@@ -307,23 +307,11 @@ def _figures(
     is_macro: bool = False,
 ) -> Figures:
     """Return the figures over the chosen problems."""
-    labels = Labels.of(columns)
-    clusters, strata = kept(labels.clusters, chosen), labels.groups if is_macro else None
+    every = Labels.of(columns)
+    labels = Labels(every.groups if is_macro else None, kept(every.clusters, chosen))
 
     def figure(each: Floats, wanted: str, *, is_share: bool = True) -> Figure:
-        own = each[chosen]
-        num_undefined = int(np.isnan(own).sum())
-        found = estimate(
-            own, clusters=clusters, strata=strata, confidence=metrics.confidence, is_share=is_share
-        )
-        why = f"{num_undefined:,} of {len(own):,} problems have {wanted} that could be judged"
-        if found is None and num_undefined < len(own):
-            why = "of a single problem, or cluster, there is no error"
-        without = sorted({*map(str, strata or ())} - {*map(str, kept(strata, ~np.isnan(own)) or ())})
-        if without:
-            why += f"; the mean is without the groups {', '.join(without)}"
-        is_whole = found is not None and not num_undefined
-        return Figure(found, len(own) - num_undefined, num_undefined, None if is_whole else why)
+        return figure_of(each[chosen], labels, wanted, confidence=metrics.confidence, is_share=is_share)
 
     has_greedy = values.greedy is not None
     return Figures(
@@ -336,6 +324,34 @@ def _figures(
         best_at={k: figure(each, _too_few(k), is_share=False) for k, each in values.best_at.items()},
         coverage=None if values.coverage is None else figure(values.coverage, _too_few(1)),
     )
+
+
+def figure_of(
+    values: Floats, labels: Labels, wanted: str, *, confidence: float, is_share: bool = True
+) -> Figure:
+    """Return a figure over problems, of groups the mean of their means; it says what it is not defined for.
+
+    Args:
+        values: one a problem, NaN where it is not defined.
+        labels: of these problems.
+        wanted: what a problem without it has, as in "fewer than 8 solutions".
+        confidence: as that of `estimate`.
+        is_share: as that of `estimate`.
+    """
+    is_defined = ~np.isnan(values)
+    num_undefined = len(values) - int(is_defined.sum())
+    found = estimate(
+        values, clusters=labels.clusters, strata=labels.groups, confidence=confidence, is_share=is_share
+    )
+    if found is not None and not num_undefined:
+        return Figure(found, len(values), 0)
+    why = f"{num_undefined:,} of {len(values):,} problems have {wanted} that could be judged"
+    if found is None and num_undefined < len(values):
+        why = "of a single problem, or cluster, there is no error"
+    without = {*map(str, labels.groups or ())} - {*map(str, kept(labels.groups, is_defined) or ())}
+    if without:
+        why += f"; the mean is without the groups {', '.join(sorted(without))}"
+    return Figure(found, len(values) - num_undefined, num_undefined, why)
 
 
 def _too_few(k: int) -> str:

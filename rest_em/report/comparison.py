@@ -50,6 +50,10 @@ def print_comparison(
             f"{one.sign.p_value:.2g}",
         )
     console.print(table)
+    for one in comparison.differences:
+        for letter, figure in (("A", one.a), ("B", one.b)):
+            if figure.why_undefined:
+                say(f"{one.figure} of {letter}: {figure.why_undefined}")
     for line in band_lines(comparison):
         say(line)
     for one in comparison.differences:
