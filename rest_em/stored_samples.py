@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from rest_em.errors import ProblemError, SamplesError
 from rest_em.interchange import LogScores, read_log
-from rest_em.problems.rows import Row, object_of_line, shown_path
+from rest_em.problems.rows import Row, column_of, object_of_line, shown_path
 from rest_em.problems.stored import Indices, is_lines, numbered_lines
 from rest_em.samples import Decoding, Sample, read_samples
 from rest_em.types import FinishReason, Verdict
@@ -44,11 +44,12 @@ def read_stored(path: Path, scores: LogScores | None) -> Iterator[Sample]:
     Args:
         path: a table of samples (`.parquet`), JSON lines with `problem_id` and `completion`, or the verdicts
             of `rest_em score`, or a log that `interchange.read_log` reads.
-        scores: as those of `interchange.read_log`, where it is a log.
+        scores: as those of `interchange.read_log`, where it is a log; None where the solutions are to be
+            judged again, so that each line has a `completion`.
 
     Raises:
-        SamplesError: it is none of them, or broken, a problem has two greedy solutions, or a solution of JSON
-            lines comes twice.
+        SamplesError: it is none of them, or broken, a problem has two greedy solutions, a solution of JSON
+            lines comes twice, or there is none to judge.
     """
     if not path.is_file():
         raise SamplesError(f"{path}: there is no such file")
@@ -74,12 +75,12 @@ def _placed(path: Path, scores: LogScores | None) -> Iterator[tuple[object, Samp
     if path.suffix.lower() == ".parquet":
         yield from ((path, one) for one in read_samples(path))
     elif is_lines_of_solutions(path):
-        yield from _of_lines(path)
+        yield from _of_lines(path, is_scored=scores is not None)
     else:
         yield from ((path, one) for one in read_log(path, scores))
 
 
-def _of_lines(path: Path) -> Iterator[tuple[str, Sample]]:
+def _of_lines(path: Path, *, is_scored: bool) -> Iterator[tuple[str, Sample]]:
     taken: dict[tuple[str, Decoding], Indices] = {}
     for number, line, _ in numbered_lines(path):
         place = f"{shown_path(path)}:{number}"
@@ -87,6 +88,8 @@ def _of_lines(path: Path) -> Iterator[tuple[str, Sample]]:
             if isinstance(line, ProblemError):
                 raise line
             row = Row(place, object_of_line(line, place))
+            if not is_scored:
+                column_of(row, "completion", "of solutions")
             sample = _sample(row)
             key = (sample.problem_id, sample.decoding)
             index = taken.setdefault(key, Indices()).take(row, sample.problem_id)

@@ -233,6 +233,10 @@ def test_a_name_of_solutions_may_be_that_of_a_folder_and_an_eval_too(desk: Path)
             "2 solutions are to problems that sums does not have, first 'p9'",
         ),
         ({"problem_id": "p1", "completion": 2}, "bad.jsonl:1: completion is 2; a text is wanted"),
+        (
+            {"problem_id": "p1", "completions": "2"},
+            "bad.jsonl:1: there is no column 'completion' (of solutions); did you mean 'completions'?",
+        ),
         ({"problem_id": "p1", "completion": "2", "decoding": "beam"}, "greedy or sampled is wanted"),
         (
             {"problem_id": "p1", "completion": "2", "decoding": "greedy"},
