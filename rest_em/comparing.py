@@ -6,7 +6,8 @@ What a comparison is stands in `rest_em.evaluation.comparison`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def export_samples(
         scores: where the samples are a log of another harness.
 
     Raises:
-        SamplesError: there are no such samples or no such form, or the file is the samples' own.
+        SamplesError: there are no such samples or no such form, or the file cannot be written or is the
+            samples' own.
     """
     if form not in FORMS:
         raise SamplesError(f"--format {form}: there is {', '.join(FORMS)}")
@@ -118,20 +120,35 @@ def export_samples(
     if name and FILE in tables:
         raise SamplesError(f"--eval {name}: {text} is a file, of one eval; leave it out")
     (path,) = _single(text, tables, [name] if name else []).values()
-    if output.exists() and output.samefile(path):
-        raise SamplesError(f"{output}: these are the samples themselves; name another file to write")
+    with _told_if_not_written(output):
+        _refuse_output(output, path)
     samples = [one for one in read_stored(path, scores) if decoding in (None, one.decoding)]
     if not samples:
         raise SamplesError(f"{path}: there is no {decoding or ''} sample")
-    if form == "lm_eval":
-        lm_eval.write_log(output, samples, task=path.parent.name)
-    elif form == "inspect_ai":
-        inspect_ai.write_log(output, samples, task=path.parent.name, model=text)
-    else:
-        write_text(
-            output, "".join(f"{json.dumps(_for_people(one), ensure_ascii=False)}\n" for one in samples)
-        )
+    with _told_if_not_written(output):
+        if form == "lm_eval":
+            lm_eval.write_log(output, samples, task=path.parent.name)
+        elif form == "inspect_ai":
+            inspect_ai.write_log(output, samples, task=path.parent.name, model=text)
+        else:
+            lines = (json.dumps(_for_people(one), ensure_ascii=False) for one in samples)
+            write_text(output, "".join(f"{line}\n" for line in lines))
     return len(samples)
+
+
+@contextmanager
+def _told_if_not_written(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SamplesError(f"{output}: this file cannot be written: {error.strerror or error}") from error
+
+
+def _refuse_output(output: Path, path: Path) -> None:
+    if output.is_dir():
+        raise SamplesError(f"{output}: this is a folder; name a file to write")
+    if output.exists() and output.samefile(path):
+        raise SamplesError(f"{output}: these are the samples themselves; name another file to write")
 
 
 def _for_people(one: Sample) -> dict[str, Any]:

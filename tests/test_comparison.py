@@ -334,6 +334,18 @@ def test_a_table_is_not_exported_over_itself(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("form", "name"), FORMS)
+def test_where_no_file_can_be_written_is_told(tmp_path: Path, form: str, name: str) -> None:
+    path = table(tmp_path / "s.parquet", 20)
+    for folder in (tmp_path, Path()):
+        with pytest.raises(SamplesError, match=r"^.*: this is a folder; name a file to write$"):
+            export_samples(str(path), folder, form)
+    below = path / name
+    with pytest.raises(SamplesError, match=f"s.parquet/{name}: this file cannot be written: "):
+        export_samples(str(path), below, form)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(SamplesError, match="there is no file or folder with samples"):
         find_tables(str(tmp_path / "nothing"))
