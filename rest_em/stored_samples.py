@@ -10,7 +10,7 @@ from typing import Any, get_args
 from rest_em.errors import ProblemError, SamplesError
 from rest_em.interchange import LogScores, read_log
 from rest_em.problems.rows import Row, column_of, object_of_line, shown_path
-from rest_em.problems.stored import Indices, is_lines, numbered_lines
+from rest_em.problems.stored import Indices, is_lines, numbered_lines, row_of_line
 from rest_em.samples import Decoding, Sample, read_samples
 from rest_em.types import FinishReason, Verdict
 
@@ -85,9 +85,7 @@ def _of_lines(path: Path, *, is_scored: bool) -> Iterator[tuple[str, Sample]]:
     for number, line, _ in numbered_lines(path):
         place = f"{shown_path(path)}:{number}"
         try:
-            if isinstance(line, ProblemError):
-                raise line
-            row = Row(place, object_of_line(line, place))
+            row = row_of_line(line, place)
             if not is_scored:
                 column_of(row, "completion", "of solutions")
             sample = _sample(row)

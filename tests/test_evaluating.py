@@ -237,6 +237,10 @@ def test_a_name_of_solutions_may_be_that_of_a_folder_and_an_eval_too(desk: Path)
             {"problem_id": "p1", "completions": "2"},
             "bad.jsonl:1: there is no column 'completion' (of solutions); did you mean 'completions'?",
         ),
+        (
+            {"problem_id": "p1", "completion": "\ud800 18"},
+            "bad.jsonl:1: column 'completion' holds half a surrogate pair, which is no text",
+        ),
         ({"problem_id": "p1", "completion": "2", "decoding": "beam"}, "greedy or sampled is wanted"),
         (
             {"problem_id": "p1", "completion": "2", "decoding": "greedy"},

@@ -126,16 +126,10 @@ def _problem_rows(path: Path) -> Iterator[tuple[Row, int] | ProblemError]:
             yield row, len(repr(row.columns))
         return
     for number, text, num_bytes in numbered_lines(path):
-        place = f"{shown_path(path)}:{number}"
         try:
-            columns = _columns(text, place)
-            plain = {name: json_value(value, name, place) for name, value in columns.items()}
+            yield row_of_line(text, f"{shown_path(path)}:{number}"), num_bytes
         except ProblemError as error:
             yield error
-        except RecursionError:
-            yield ProblemError(f"{place}: this line is nested too deeply")
-        else:
-            yield Row(place, plain), num_bytes
 
 
 def _problem(row: Row, reference: str) -> Problem:
@@ -269,6 +263,19 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str | ProblemError, int]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         told = " ".join(str(error).split())
         yield number + 1, ProblemError(f"{name}:{number + 1}: the compressed file is broken here: {told}"), 0
+
+
+def row_of_line(text: str | ProblemError, place: str) -> Row:
+    """Return what a line that `numbered_lines` yields holds, its values as `json_value` has them.
+
+    Raises:
+        ProblemError: what is wrong with the line, or it is no object of JSON, or holds what is no value.
+    """
+    columns = _columns(text, place)
+    try:
+        return Row(place, {name: json_value(value, name, place) for name, value in columns.items()})
+    except RecursionError as error:
+        raise ProblemError(f"{place}: this line is nested too deeply") from error
 
 
 def _columns(text: str | ProblemError, place: str) -> dict[str, Any]:
