@@ -162,7 +162,10 @@ def _for_people(one: Sample) -> dict[str, Any]:
         "answer": one.answer,
         "vote": one.vote,
         "verdict": one.verdict.value,
+        "reward": one.reward,
         "reason": one.reason,
+        "finish_reason": one.finish_reason,
+        "num_tokens": one.num_tokens,
         "group": one.group,
         "cluster": one.cluster,
     }

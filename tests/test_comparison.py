@@ -334,6 +334,16 @@ def test_a_table_is_not_exported_over_itself(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_json_lines_keep_how_a_solution_ended(tmp_path: Path) -> None:
+    verdict = Verdict.CORRECT
+    cut = Sample("p", "x", "1", "sampled", 0, "t", verdict, 0.5, "1", finish_reason="length", num_tokens=7)
+    write_samples(tmp_path / "s.parquet", [cut])
+    export_samples(str(tmp_path / "s.parquet"), tmp_path / "s.jsonl", "jsonl")
+    (back,) = read_stored(tmp_path / "s.jsonl", None)
+    assert (back.finish_reason, back.num_tokens) == ("length", 7)
+    assert json.loads((tmp_path / "s.jsonl").read_text())["reward"] == 0.5
+
+
 @pytest.mark.parametrize(("form", "name"), FORMS)
 def test_where_no_file_can_be_written_is_told(tmp_path: Path, form: str, name: str) -> None:
     path = table(tmp_path / "s.parquet", 20)
