@@ -36,6 +36,9 @@ Scorer = Annotated[
     typer.Option(metavar="NAME", help="Of a log of inspect_ai: whose scores, where there are several."),
 ]
 
+LOWEST_CONFIDENCE, HIGHEST_CONFIDENCE = 0.5, 0.9999
+"""Between which an interval says something, and its quantiles are numbers."""
+
 
 def evaluate(
     target: Annotated[
@@ -162,8 +165,10 @@ def compare(
     from rest_em.report.cells import console
     from rest_em.report.comparison import print_comparison
 
-    if not 0 < confidence < 1:
-        raise typer.BadParameter(f"--confidence {confidence}: a number between 0 and 1 is wanted")
+    if not LOWEST_CONFIDENCE <= confidence <= HIGHEST_CONFIDENCE:
+        raise typer.BadParameter(
+            f"--confidence {confidence}: a number from {LOWEST_CONFIDENCE} to {HIGHEST_CONFIDENCE} is wanted"
+        )
     ks = whole_numbers(k)
     with interruptible():
         scores = LogScores(filter, metric, scorer)

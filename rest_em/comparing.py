@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -111,11 +111,13 @@ def export_samples(
         scores: where the samples are a log of another harness.
 
     Raises:
-        SamplesError: there are no such samples or no such form, or the file cannot be written or is the
-            samples' own.
+        SamplesError: there are no such samples, no such form or decoding, or the file cannot be written or
+            is the samples' own.
     """
     if form not in FORMS:
         raise SamplesError(f"--format {form}: there is {', '.join(FORMS)}")
+    if decoding not in (None, *get_args(Decoding)):
+        raise SamplesError(f"--decoding {decoding}: greedy or sampled is wanted")
     tables = find_tables(text)
     if name and FILE in tables:
         raise SamplesError(f"--eval {name}: {text} is a file, of one eval; leave it out")
@@ -124,7 +126,7 @@ def export_samples(
         _refuse_output(output, path)
     samples = [one for one in read_stored(path, scores) if decoding in (None, one.decoding)]
     if not samples:
-        raise SamplesError(f"{path}: there is no {decoding or ''} sample")
+        raise SamplesError(f"{path}: there is no {f'{decoding} ' if decoding else ''}sample")
     with _told_if_not_written(output):
         if form == "lm_eval":
             lm_eval.write_log(output, samples, task=path.parent.name)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import typer
 
+from rest_em import cli_evaluate
 from rest_em.comparing import compare_stored, export_samples, find_tables
 from rest_em.errors import SamplesError
 from rest_em.evaluation import ColumnsBuilder, Comparison, Metrics, Side, compare, summarize
@@ -293,6 +295,26 @@ def test_a_table_with_two_greedy_solutions_of_a_problem_is_refused(tmp_path: Pat
     write_samples(tmp_path / "s.parquet", rows)
     with pytest.raises(SamplesError, match=r"s\.parquet: problem 'q' has a second greedy solution"):
         compare_stored(str(tmp_path / "s.parquet"), str(tmp_path / "s.parquet"))
+
+
+def test_a_confidence_that_no_interval_can_have_is_refused() -> None:
+    for confidence in (0.0, 0.4, 0.9999999999999999, 1.0, float("nan")):
+        told = rf"--confidence {confidence}: a number from 0\.5 to 0\.9999 is wanted"
+        with pytest.raises(typer.BadParameter, match=told):
+            cli_evaluate.compare("a", "b", confidence=confidence)
+
+
+def test_an_empty_file_is_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(SamplesError, match=r"empty\.jsonl:1: .* samples, verdicts or a log are wanted"):
+        compare_stored(str(tmp_path / "empty.jsonl"), str(tmp_path / "empty.jsonl"))
+
+
+def test_a_decoding_is_greedy_or_sampled_and_in_the_samples(tmp_path: Path) -> None:
+    one = str(table(tmp_path / "a.parquet", 10))
+    for decoding, told in (("foo", "--decoding foo: greedy or sampled"), ("sampled", "is no sampled sample")):
+        with pytest.raises(SamplesError, match=told):
+            export_samples(one, tmp_path / "o.jsonl", "jsonl", decoding=decoding)
 
 
 def test_of_files_no_eval_is_named(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_a_log_of_ours_is_as_inspect_writes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "samples", "message"),
     [
-        ("log.json", [SAMPLED, GREEDY], "samples of one decoding"),
+        ("log.json", [SAMPLED, GREEDY], "samples of one decoding; take --decoding greedy or --decoding sam"),
         ("log.json", [], "samples of one decoding"),
         ("log.json", [SAMPLED, SAMPLED], "problem 'p/1': the index 0 is there twice"),
         ("log.txt", [SAMPLED], "end in .json or .eval"),

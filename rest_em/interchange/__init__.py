@@ -77,7 +77,7 @@ def _is_of_inspect(path: Path) -> bool:
     except OSError as error:
         raise SamplesError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not head.strip():
-        raise SamplesError(f"{path}:1: the file is empty; a log with samples is wanted")
+        raise SamplesError(f"{path}:1: the file is empty; samples, verdicts or a log are wanted")
     if inspect_ai.is_zip(path):
         return True
     first = _HEAD.match(head)

@@ -101,7 +101,7 @@ def _check(path: Path, every: Sequence[Sample]) -> None:
         raise SamplesError(f"{path}: inspect_ai's logs end in {' or '.join(SUFFIXES)}; take one of them")
     if len({one.decoding for one in every}) != 1:
         raise SamplesError(
-            f"{path}: a log holds samples of one decoding; write greedy and sampled ones apart"
+            f"{path}: a log holds samples of one decoding; take --decoding greedy or --decoding sampled"
         )
     seen: set[tuple[str, int]] = set()
     for one in every:
