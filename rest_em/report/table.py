@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rest_em.errors import RunFolderError
 from rest_em.evaluation import Estimate, Evaluation, Figure, by_difficulty, gain, unpaired_gain
 from rest_em.ledger import Ledger, as_killed, best_iteration, read_status
 from rest_em.report.cells import ABSENT, percent, table_of, with_interval
@@ -158,6 +159,7 @@ def summarize_run(folder: Path) -> RunSummary:
     Raises:
         RunFolderError: `folder` is no run folder.
     """
+    _refuse_judged(folder)
     status = _status(folder)
     records = {record["stage"]: record for record in Ledger(folder).records}
     numbers = sorted({int(found[1]) for name in records if (found := re.match(r"iteration-(\d+)/", name))})
@@ -169,6 +171,16 @@ def summarize_run(folder: Path) -> RunSummary:
         base_prompt=records["iteration-00/prompt"]["result"] if "iteration-00/prompt" in records else None,
         best=best_iteration(records.values()),
     )
+
+
+def _refuse_judged(folder: Path) -> None:
+    """Refuse a folder in which stored solutions were judged: samples without a run or a policy."""
+    tables = sorted(folder.glob("iteration-00/evals/*/samples.parquet"))
+    if tables and not (folder / "status.json").exists():
+        raise RunFolderError(
+            f"{folder}: no run here (no status.json), but samples, {tables[0]}; `rest_em compare {folder} "
+            "OTHER` compares them with others"
+        )
 
 
 def _status(folder: Path) -> dict[str, str]:
@@ -311,13 +323,15 @@ def print_summary(summary: RunSummary, console: Console) -> None:
     is_wide = console.width >= WIDE
     tables = [
         _test_table(summary, is_wide=is_wide),
+        *(() if is_wide else (_shares_table(summary),)),
         *_eval_tables(summary),
         *_difficulty_tables(summary),
         _training_table(summary),
-        _time_table(summary),
+        *_time_tables(summary),
     ]
-    for table in tables if is_wide else [tables[0], _shares_table(summary), *tables[1:]]:
-        console.print(table)
+    for table in tables:
+        if table.row_count:
+            console.print(table)
     for text in _best_lines(summary):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -454,7 +468,10 @@ def _training_table(summary: RunSummary) -> Table:
     return table
 
 
-def _time_table(summary: RunSummary) -> Table:
+def _time_tables(summary: RunSummary) -> list[Table]:
+    """Return how long the kinds of stages took, where anything but measuring was done."""
+    if not any(one.seconds.keys() - {"measure"} for one in summary.iterations):
+        return []
     table = table_of("seconds, and which epoch D_val chose (0 is the untrained base)")
     kinds = ("sample", "judge", "train", "validate", "measure")
     for heading in ("iteration", *kinds, "all", "epoch chosen", "pass@1 on D_val by epoch"):
@@ -469,7 +486,7 @@ def _time_table(summary: RunSummary) -> Table:
         )
     total = sum(sum(one.seconds.values()) for one in summary.iterations)
     table.add_row("all", *(ABSENT for _ in kinds), f"{total:.0f}", "", "")
-    return table
+    return [table]
 
 
 def _name(one: IterationSummary) -> str:

@@ -159,6 +159,28 @@ def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     assert text.splitlines()[1:] == ["it was 5 o'clock [tea]", "nothing has been measured yet"]
 
 
+@pytest.mark.parametrize("width", [80, 132])
+def test_of_a_model_that_was_only_measured_no_empty_table_is_shown(tmp_path: Path, width: int) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append(Stage("iteration-00/evals/gsm8k/greedy/samples", {}), {}, seconds=3.0)
+    ledger.append(Stage("iteration-00/evals/gsm8k/metrics", {"confidence": 0.95}), evaluation(1), seconds=0.0)
+    write_status(tmp_path, "finished")
+    text = printed(summarize_run(tmp_path), width)
+    assert text.count("iteration") == 1
+    assert "pass@1 elsewhere" in text
+    assert not re.search("test problems|greedy solutions|training problems|seconds", text)
+
+
+def test_of_judged_solutions_the_command_that_reads_them_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "iteration-00" / "evals" / "gsm8k" / "samples.parquet"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(
+        RunFolderError, match=rf"no run here .*, but samples, {path}; `rest_em compare {tmp_path} "
+    ):
+        summarize_run(tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="no run here"):
         summarize_run(tmp_path)
