@@ -19,21 +19,24 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_text_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or type(value) is int
 
 
 _ABSENT = {"completion": "", "decoding": "sampled", "verdict": "unscorable"}
 """What a line means that has no such key; null for others."""
 _WANTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "problem_id": (lambda one: isinstance(one, str | int) and not isinstance(one, bool), "an id"),
+    "problem_id": (_is_name, "a text or a whole number"),
     "completion": (lambda one: isinstance(one, str), "a text"),
     "decoding": (lambda one: one in get_args(Decoding), "greedy or sampled"),
     "index": (lambda one: one is None or _is_count(one), "a whole number >= 0"),
     "verdict": (lambda one: one in [each.value for each in Verdict], "correct, incorrect or unscorable"),
     "finish_reason": (lambda one: one in (None, *get_args(FinishReason)), "eos, stop_string or length"),
     "num_tokens": (lambda one: one is None or _is_count(one), "a whole number >= 0"),
-    **dict.fromkeys(("answer", "vote", "group", "cluster"), (_is_text_or_null, "a text or null")),
+    **dict.fromkeys(("answer", "vote"), (lambda one: one is None or isinstance(one, str), "a text or null")),
+    **dict.fromkeys(
+        ("group", "cluster"), (lambda one: one is None or _is_name(one), "a text, a whole number or null")
+    ),
 }
 """What a line may say, with what is right for it, in tests and in words."""
 
@@ -131,7 +134,7 @@ def _sample(row: Row) -> Sample:
         reason=str(row.columns.get("reason", "")),
         finish_reason=said["finish_reason"],
         num_tokens=said["num_tokens"],
-        group=said["group"],
-        cluster=said["cluster"],
+        group=None if said["group"] is None else str(said["group"]),
+        cluster=None if said["cluster"] is None else str(said["cluster"]),
         vote=said["vote"],
     )

@@ -220,6 +220,19 @@ def test_lines_without_an_index_are_numbered_in_their_order(tmp_path: Path) -> N
     assert [(one.problem_id, one.index) for one in read_stored(lines, None)] == [("p", 0), ("q", 0), ("p", 1)]
 
 
+def test_a_group_and_a_cluster_may_be_numbers_as_in_an_eval(tmp_path: Path) -> None:
+    lines = tmp_path / "s.jsonl"
+    row = {"problem_id": 7, "completion": "x", "verdict": "correct"}
+    lines.write_text(json.dumps(row | {"group": 0, "cluster": 3}))
+    assert [(one.group, one.cluster) for one in read_stored(lines, LogScores())] == [("0", "3")]
+    for value in (True, 0.5, [3]):
+        lines.write_text(json.dumps(row | {"cluster": value}))
+        with pytest.raises(
+            SamplesError, match=r"s\.jsonl:1: cluster is .*; a text, a whole number or null is"
+        ):
+            list(read_stored(lines, LogScores()))
+
+
 def test_greedy_solutions_are_not_compared_with_samples(tmp_path: Path) -> None:
     one, two = table(tmp_path / "a.parquet", 10), table(tmp_path / "b.parquet", 10, "sampled")
     with pytest.raises(SamplesError, match="one has greedy solutions and the other samples only"):
