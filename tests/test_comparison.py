@@ -115,6 +115,15 @@ def test_the_curve_goes_over_the_ks_that_both_have() -> None:
     assert figures == ["pass@1", "pass@2", "pass@4", "pass@6", "maj@2", "maj@4", "maj@6"]
 
 
+def test_programs_have_no_majority_vote() -> None:
+    builder = ColumnsBuilder()
+    for index in range(4):
+        builder.add("p", Verdict.CORRECT, answer=None)
+        builder.add("q", Verdict.CORRECT if index else Verdict.INCORRECT, answer=None)
+    one = Side("a", None, builder.build())
+    assert [each.figure for each in compare(one, one).differences] == ["pass@1", "pass@2", "pass@4"]
+
+
 def test_the_curves_are_drawn_with_their_bands() -> None:
     a = side("a", {f"p{k}": k % 9 for k in range(30)}, num_samples=8)
     ends, *lines = band_lines(compare(a, a, ks=[1, 8]))

@@ -97,9 +97,8 @@ def compare(
     ks: Sequence[int] = (),
     confidence: float = 0.95,
     seed: int = 0,
-    has_votes: bool = True,
 ) -> Comparison:
-    """Compare two policies on the problems that both have.
+    """Compare two policies on the problems that both have; majority votes only where solutions give answers.
 
     Args:
         a: the one that is there, such as the base.
@@ -108,7 +107,6 @@ def compare(
             problems.
         confidence: of the intervals.
         seed: of the bootstrap.
-        has_votes: compare majority votes too.
 
     Raises:
         ValueError: they share no problem, or no kind of solutions.
@@ -123,25 +121,13 @@ def compare(
     if not (has_greedy or has_samples):
         raise ValueError(f"of {a.name} and {b.name} one has greedy solutions and the other samples only")
     ks = sorted({*ks}) or (_common_ks(one, other) if has_samples else [])
-    metrics = Metrics(ks, [k for k in ks if k > 1] if has_votes else (), confidence)
-    values = [
-        values_of(side.greedy if has_greedy else None, side.sampled if has_samples else None, metrics)
-        for side in (one, other)
-    ]
-    pairs: dict[str, tuple[Floats, Floats]] = {}
-    if has_greedy:
-        pairs["greedy pass@1"] = (values[0].pass_at[1], values[1].pass_at[1])
-    pairs |= {
-        f"pass@{k}": (values[0].pass_at[k], values[1].pass_at[k])
-        for k in values[0].pass_at
-        if not (k == 1 and has_greedy)
-    }
-    pairs |= {f"maj@{k}": (values[0].majority_at[k], values[1].majority_at[k]) for k in values[0].majority_at}
+    pairs = _pairs(one, other, ks, confidence, has_greedy=has_greedy, has_samples=has_samples)
     labels = Labels.of(one.columns).or_else(Labels.of(other.columns))
     differences = [
         _difference(name, *pair, labels, confidence=confidence, seed=seed) for name, pair in pairs.items()
     ]
-    gaps = np.subtract(*reversed(next(iter(pairs.values()))))
+    first_a, first_b = next(iter(pairs.values()))
+    gaps = np.round(first_b - first_a, 12)  # what differs by rounding only is tied
     return Comparison(
         a=a.name,
         b=b.name,
@@ -155,6 +141,23 @@ def compare(
         won=[key for key, gap in zip(shared, gaps, strict=True) if gap > 0],
         lost=[key for key, gap in zip(shared, gaps, strict=True) if gap < 0],
     )
+
+
+def _pairs(
+    one: Side, other: Side, ks: Sequence[int], confidence: float, *, has_greedy: bool, has_samples: bool
+) -> dict[str, tuple[Floats, Floats]]:
+    """Return what each problem has of every figure on both sides."""
+    sampled = [side.sampled for side in (one, other) if has_samples and side.sampled is not None]
+    has_votes = any(bool((columns.answer >= 0).any()) for columns in sampled)
+    metrics = Metrics(ks, [k for k in ks if k > 1] if has_votes else (), confidence)
+    a, b = (
+        values_of(side.greedy if has_greedy else None, side.sampled if has_samples else None, metrics)
+        for side in (one, other)
+    )
+    pairs = {f"pass@{k}": (a.pass_at[k], b.pass_at[k]) for k in a.pass_at}
+    if has_greedy:
+        pairs = {"greedy pass@1": pairs.pop("pass@1")} | pairs
+    return pairs | {f"maj@{k}": (a.majority_at[k], b.majority_at[k]) for k in a.majority_at}
 
 
 def _restricted(side: Side, problem_ids: Sequence[str]) -> Side:
