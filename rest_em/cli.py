@@ -29,7 +29,7 @@ from rest_em.errors import (
     TrainingError,
 )
 from rest_em.report.cells import console
-from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible
+from rest_em.stages import Ranks, Supervisor, enter_stage, follow, interruptible, leave_stage
 from rest_em.status import message_of, status_of
 from rest_em.types import Messages
 
@@ -484,3 +484,4 @@ def stage(name: str, spec: Path) -> None:
     enter_stage()
     arguments: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
     importlib.import_module(STAGES[name]).main(arguments)
+    leave_stage()
