@@ -181,13 +181,18 @@ def _load(section: RewardSection, identity: Mapping[str, Any]) -> LoadedReward:
 
 
 def _close(loaded: LoadedReward) -> None:
-    """Have the rewards that can be closed end what they have started; one that cannot says so in the log."""
+    """Have the rewards that can be closed end what they have started.
+
+    A reward is anybody's code and may raise anything: the log tells it, and the others are closed all the
+    same.
+    """
     for part in loaded.parts:
         close = getattr(part.call.function, "close", None)
         if callable(close):
             try:
                 close()
             except Exception:
+                print(f"reward {part.call.name}: close() failed; what it started may go on:", file=sys.stderr)
                 traceback.print_exc()
 
 

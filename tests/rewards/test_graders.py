@@ -500,6 +500,26 @@ def test_a_reward_that_can_be_closed_is_closed_in_good_order(tmp_path: Path) -> 
     assert (tmp_path / "closed").exists()
 
 
+def test_one_that_cannot_be_closed_is_told_in_the_log_and_the_next_is_closed(tmp_path: Path) -> None:
+    for name, body in (("bad", "1 / 0"), ("good", f"open({str(tmp_path / 'closed')!r}, 'w').close()")):
+        (tmp_path / f"{name}.py").write_text(
+            "class Reward:\n"
+            "    def __call__(self, problem, solution):\n"
+            "        return True\n"
+            f"    def close(self):\n        {body}\n"
+            "reward = Reward()\n"
+        )
+    parts = tuple({"function": f"{tmp_path / name}.py:reward"} for name in ("bad", "good"))
+    section = RewardSection.model_validate({"rewards": parts, "num_workers": 1})
+    log = tmp_path / "graders.log"
+    with Graders(section, log) as graders:
+        collect(graders, "x")
+    told = log.read_text()
+    assert "bad.py:reward: close() failed; what it started may go on:" in told
+    assert "ZeroDivisionError" in told
+    assert (tmp_path / "closed").exists()
+
+
 def test_one_that_hangs_while_it_is_closed_is_killed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import os, time\n"
