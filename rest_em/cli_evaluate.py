@@ -1,4 +1,4 @@
-"""The verbs of evaluation: `rest_em evaluate` and `rest_em compare`. `cli` puts them beside the others."""
+"""The verbs of evaluation: `evaluate`, `compare` and `export`. `cli` puts them beside the others."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _WANTED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_stored(path: Path, scores: LogScores | None) -> Iterator[Sample]:
-    """Yield the solutions of a file; those of JSON lines are not judged.
+    """Yield the solutions of a file; JSON lines without a verdict are not judged.
 
     Args:
         path: a table of samples (`.parquet`), JSON lines with `problem_id` and `completion`, or the verdicts
