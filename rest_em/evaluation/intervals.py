@@ -10,12 +10,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rest_em.evaluation.spread import Floats, Spread, parts_of, recovered, spread_of
+from rest_em.evaluation.spread import Ends, Floats, Spread, ends_of_mean, spread_of
 
 MAX_VERDICTS = 100
 """A problem's figure never counts as more verdicts than these, however alike the problems' figures are."""
@@ -114,15 +115,10 @@ def estimate(
         return None
     sources, groups = kept(clusters, is_defined), kept(strata, is_defined)
     spread = spread_of(defined, sources, groups)
-    ends = _ends(spread, defined, sources, confidence, is_share=is_share)
+    ends_of = partial(_ends, confidence=confidence, is_share=is_share)
+    ends = ends_of_mean(spread, defined, sources, groups, ends_of)
     if ends is None:
         return None
-    if spread.has_few_strata:
-        own = [
-            (part.mean, _ends(part, values, labels, confidence, is_share=is_share))
-            for part, values, labels in parts_of(defined, sources, groups)
-        ]
-        ends = recovered(spread.mean, own, ends)
     return Estimate(
         value=spread.mean,
         low=min(ends[0], spread.mean),
@@ -134,8 +130,8 @@ def estimate(
 
 
 def _ends(
-    spread: Spread, values: Floats, clusters: Sequence[object] | None, confidence: float, *, is_share: bool
-) -> tuple[float, float] | None:
+    spread: Spread, values: Floats, clusters: Sequence[object] | None, *, confidence: float, is_share: bool
+) -> Ends | None:
     """Return the interval of a mean; None where nothing is known of its error."""
     if clusters is None and spread.num_strata == 1 and bool(np.isin(values, (0.0, 1.0)).all()):
         z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
@@ -172,7 +168,7 @@ def _effective_number(spread: Spread) -> float:
     return min(spread.mean * (1 - spread.mean) / spread.variance, MAX_VERDICTS * spread.effective_units)
 
 
-def _wilson(mean: float, effective: float, z: float) -> tuple[float, float]:
+def _wilson(mean: float, effective: float, z: float) -> Ends:
     mean = min(max(mean, 0.0), 1.0)  # a sum of values in [0, 1] may round beyond
     center = (mean + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z * math.sqrt(mean * (1 - mean) / effective + (z / (2 * effective)) ** 2) / (1 + z * z / effective)

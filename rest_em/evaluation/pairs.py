@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rest_em.evaluation.intervals import Estimate, kept, numbers_of, student_quantile
-from rest_em.evaluation.spread import Floats, Spread, codes_of, parts_of, recovered, spread_of
+from rest_em.evaluation.spread import Ends, Floats, Spread, codes_of, ends_of_mean, spread_of
 
 NUM_RESAMPLES = 10_000
 """Of the bootstrap."""
@@ -60,22 +61,18 @@ def paired_gain(
     spread = spread_of(differences, sources, groups)
     if not spread.degrees_of_freedom:
         return None
-    ends = _ends(spread, differences, sources, confidence)
+    ends = ends_of_mean(spread, differences, sources, groups, partial(_ends, confidence=confidence))
+    assert ends is not None, "_ends knows an interval of any differences"
+    low, high = ends
     if spread.variance:
         moves = _resampled_moves(spread, np.random.default_rng(seed))
         tail = statistics.NormalDist().cdf(-student_quantile((1 + confidence) / 2, spread.degrees_of_freedom))
-        low, high = np.quantile(moves, [tail, 1 - tail]).tolist()
-        ends = min(ends[0], spread.mean + low), max(ends[1], spread.mean + high)
-    if spread.has_few_strata:
-        own = [
-            (part.mean, _ends(part, values, labels, confidence))
-            for part, values, labels in parts_of(differences, sources, groups)
-        ]
-        ends = recovered(spread.mean, own, ends)
+        below, above = np.quantile(moves, [tail, 1 - tail]).tolist()
+        low, high = min(low, spread.mean + below), max(high, spread.mean + above)
     return Estimate(
         value=spread.mean,
-        low=max(-1.0, ends[0]),
-        high=min(1.0, ends[1]),
+        low=max(-1.0, low),
+        high=min(1.0, high),
         standard_error=spread.standard_error,
         num_problems=int(is_defined.sum()),
         num_undefined=len(every) - int(is_defined.sum()),
@@ -83,8 +80,8 @@ def paired_gain(
 
 
 def _ends(
-    spread: Spread, differences: Floats, clusters: Sequence[object] | None, confidence: float
-) -> tuple[float, float]:
+    spread: Spread, differences: Floats, clusters: Sequence[object] | None, *, confidence: float
+) -> Ends:
     """Return Student's interval, and that of Agresti and Min with it where few problems differ."""
     t = student_quantile((1 + confidence) / 2, max(spread.degrees_of_freedom, 1.0))
     half = t * spread.standard_error
@@ -98,7 +95,7 @@ def _ends(
     return low, high
 
 
-def _agresti_min(mean: float, mean_square: float, number: float, confidence: float) -> tuple[float, float]:
+def _agresti_min(mean: float, mean_square: float, number: float, confidence: float) -> Ends:
     """Return the interval of Agresti and Min of so many differences.
 
     >>> [round(end, 3) for end in _agresti_min(1.0, 1.0, 6, 0.95)]  # six of six are won

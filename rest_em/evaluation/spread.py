@@ -7,7 +7,7 @@ there are is no matter of chance, which problems stand in one is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Ends = tuple[float, float]
+"""The low and the high end of an interval."""
 
 FEW_STRATA = 5
 """With more the errors of small strata even out in the mean; else each stratum's own interval counts."""
@@ -91,35 +93,41 @@ def spread_of(
     )
 
 
-def parts_of(
-    values: Floats, clusters: Sequence[object] | None, strata: Sequence[object] | None
-) -> Iterator[tuple[Spread, Floats, Sequence[object] | None]]:
-    """Yield each stratum's spread, values and clusters."""
-    group = codes_of(strata or [0] * len(values))
-    for stratum in range(int(group.max()) + 1):
-        chosen = np.flatnonzero(group == stratum)
-        own = None if clusters is None else [clusters[place] for place in chosen.tolist()]
-        yield spread_of(values[chosen], own), values[chosen], own
-
-
-def recovered(
-    mean: float, parts: Sequence[tuple[float, tuple[float, float] | None]], ends: tuple[float, float]
-) -> tuple[float, float]:
-    """Return an interval of a mean of means that holds `ends` and what the parts' intervals say together.
+def ends_of_mean(
+    spread: Spread,
+    values: Floats,
+    clusters: Sequence[object] | None,
+    strata: Sequence[object] | None,
+    ends_of: Callable[[Spread, Floats, Sequence[object] | None], Ends | None],
+) -> Ends | None:
+    """Return a mean's interval; of few strata it also holds what their own intervals say together.
 
     Args:
-        mean: the mean.
-        parts: each stratum's mean and interval; where one has none, nothing is added.
-        ends: the interval that is there.
+        spread: the mean's.
+        values: one a problem.
+        clusters: as those of `spread_of`.
+        strata: as those of `spread_of`.
+        ends_of: gives the interval of a mean from its spread, values and clusters; None where none is known.
 
     Source: Zou and Donner 2008 (variance estimates recovered from the limits).
     """
-    known = [(own, *own_ends) for own, own_ends in parts if own_ends is not None]
-    if len(known) < len(parts):
+    ends = ends_of(spread, values, clusters)
+    if ends is None or strata is None or not spread.has_few_strata:
         return ends
-    below = math.sqrt(sum((own - low) ** 2 for own, low, _ in known)) / len(known)
-    above = math.sqrt(sum((high - own) ** 2 for own, _, high in known)) / len(known)
-    return min(ends[0], mean - below), max(ends[1], mean + above)
+    below, above = [], []
+    group = codes_of(strata)
+    for stratum in range(spread.num_strata):
+        chosen = np.flatnonzero(group == stratum)
+        own_clusters = None if clusters is None else [clusters[place] for place in chosen.tolist()]
+        part = spread_of(values[chosen], own_clusters)
+        own = ends_of(part, values[chosen], own_clusters)
+        if own is None:
+            return ends
+        below.append(part.mean - own[0])
+        above.append(own[1] - part.mean)
+    low = spread.mean - math.hypot(*below) / len(below)
+    high = spread.mean + math.hypot(*above) / len(above)
+    return min(ends[0], low), max(ends[1], high)
 
 
 def codes_of(labels: Sequence[object]) -> Integers:
