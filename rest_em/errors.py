@@ -50,6 +50,10 @@ class TrainingError(RestEMError, ValueError):
     """Raised when the M-step's settings contradict the number of processes or the model."""
 
 
+class PlanError(RestEMError, ValueError):
+    """Raised when a model, a recipe or a machine cannot be planned for."""
+
+
 class StageError(RestEMError, RuntimeError):
     """Raised when a stage's process fails or is killed; the message names its log."""
 
