@@ -130,8 +130,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_document(path: Path) -> Document:
+def read_document(
+    path: Path, kind: str = "a recipe", keys: str = "the sections model, problems, prompt, ..."
+) -> Document:
     """Read a YAML file.
+
+    Args:
+        kind: what the file is, for messages.
+        keys: what it begins with, for messages.
 
     Raises:
         RecipeError: there is no such file, or it is not YAML, or it is empty or no mapping.
@@ -141,14 +147,14 @@ def read_document(path: Path) -> Document:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{path}:{line}: a byte is not UTF-8; a recipe is text in UTF-8") from error
+        raise RecipeError(f"{path}:{line}: a byte is not UTF-8; {kind} is text in UTF-8") from error
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}; a recipe (a YAML file) is wanted") from error
+        raise RecipeError(f"{path}: {error.strerror}; {kind} (a YAML file) is wanted") from error
     document = Document(str(path))
     node = _compose(text, str(path))
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "no section"
-        raise RecipeError(f"{path}:1: {found} is here; the sections model, problems, prompt, ... are wanted")
+        raise RecipeError(f"{path}:1: {found} is here; {keys} are wanted")
     document.values = _Reader(document).value(node, ())
     return document
 
