@@ -328,7 +328,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "link": (lambda value: isinstance(value, str) and value != "", "a text"),
     "source": (lambda value: isinstance(value, str) and value != "", "a text"),
 }
-"""Key, or the end of several -> whether a value is one that it can have, and what a message says is wanted."""
+"""Key, or the end of several -> whether it can have a value, and what a message says is wanted."""
 
 
 def _rule(key: str) -> tuple[Callable[[Any], bool], str]:
