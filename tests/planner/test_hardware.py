@@ -154,11 +154,11 @@ def test_a_mistake_is_told_with_its_place(mine: Path, text: str, told: str) -> N
 
 
 def test_a_new_gpu_needs_its_keys_and_all_mistakes_are_told(mine: Path) -> None:
-    lines = mistake(mine, f"h200: {{link: 3}}\n{MINE.replace('  source: my own test', '  bandwidht: 1e12')}")
+    lines = mistake(mine, f"h200: {{link: 3}}\n{MINE.replace('  source: my own test', '  bandwidths: 1e12')}")
     assert lines.splitlines() == [
         "1: h200.link is 3; a text is wanted",
         "2: mine: source is missing; a text is wanted",
-        "12: mine.bandwidht is no key of a GPU; did you mean bandwidth?",
+        "12: mine.bandwidths is no key of a GPU; did you mean bandwidth?",
     ]
 
 
