@@ -34,6 +34,7 @@ from rest_em.samples import Decoding
 from rest_em.selection import select
 from rest_em.storage import content_hash, read_json, write_examples
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
+from rest_em.usage import usage_entry
 
 SPEED_SETTINGS = (
     "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_",
@@ -379,9 +380,8 @@ def _train(
         started = time.monotonic()
         shutil.rmtree(output, ignore_errors=True)
         _run_training(run, path, output, iteration=iteration)
-        result = run.ledger.append(
-            stage, read_json(output / "training.json"), seconds=time.monotonic() - started
-        )
+        trained = read_json(output / "training.json") | usage_entry(output)
+        result = run.ledger.append(stage, trained, seconds=time.monotonic() - started)
     return stage, [output / name for name in result["checkpoints"]]
 
 

@@ -6,7 +6,13 @@ torch is imported by the calls, not with the module. Loading a model onto a devi
 from __future__ import annotations
 
 import os
+import platform
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Flags in /proc/cpuinfo of processors (x86, ARM) that multiply in bfloat16 faster than in float32."""
@@ -36,8 +42,21 @@ def has_native_bfloat16(device: str) -> bool:
     return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a GPU or the processor calls itself, e.g. AMD EPYC; one that says nothing has its kind."""
+    if device.type == "cuda":
+        import torch
+
+        name: str = torch.cuda.get_device_name(device)
+        return name
+    found = re.search(r"^model name\s*: (.+)$", _cpuinfo(), re.MULTILINE) if device.type == "cpu" else None
+    return found[1].strip() if found else f"{device.type} of {platform.machine()}"
+
+
 def _cpu_has_bfloat16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    return not NATIVE_BFLOAT16.isdisjoint(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    return not NATIVE_BFLOAT16.isdisjoint(_cpuinfo().split())
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -32,6 +32,7 @@ from rest_em.storage import (
     write_json,
 )
 from rest_em.types import DrawRequest, GradedSolution, Problem, SamplingParams, Solution, Verdict
+from rest_em.usage import usage_entry
 
 SCAN_SECONDS = 0.5
 """How often the run folder is looked at for new units."""
@@ -363,7 +364,8 @@ class _Intake:
         check_unscorable(reasons, len(graded), draw.asked.reward, draw.name)
         if place.ledger.result(draw.samples) is None:
             seconds = _seconds_of(place.folder, draw)
-            place.ledger.append(draw.samples, _count_samples(graded), seconds=seconds)
+            result = _count_samples(graded) | usage_entry(place.folder / draw.samples.name)
+            place.ledger.append(draw.samples, result, seconds=seconds)
         place.ledger.append(draw.verdicts, _count_verdicts(graded), seconds=self._judged_seconds())
 
     def _judged_seconds(self) -> float:

@@ -48,6 +48,7 @@ from rest_em.recipe import TrainingSection
 from rest_em.storage import read_examples, replacing_folder, write_json
 from rest_em.tokens import encode_prompt, max_positions
 from rest_em.types import TrainingExample
+from rest_em.usage import Meter, resident_bytes
 
 PROGRESS_SECONDS = 1.0
 """Between two writes of the progress file."""
@@ -63,16 +64,19 @@ def main(spec: dict[str, Any]) -> None:
             `training` (the recipe's section), `lora` (LoraConfig's arguments or None), `seed`, `iteration`,
             `progress` (a folder).
 
+    Every rank keeps what it took in `output/usage`.
+
     Raises:
         TrainingError: the settings contradict the ranks, the model or the examples.
     """
-    started = time.monotonic()
+    started, at_start = time.monotonic(), resident_bytes()
     if device_type() == "cpu":
         keep_freed_memory()
     section = TrainingSection.model_validate(spec["training"])
     output = Path(spec["output"])
     order_seed = f"{spec['seed']}/{spec['iteration']}"
     arguments = _training_arguments(section, output, order_seed)
+    meter = Meter(output, arguments.device, resident_bytes_at_start=at_start)
     base = _Base(**spec["model"])
     examples, num_left_out = encode_examples(
         read_examples(Path(spec["examples"])), base.tokenizer, _length_limit(section, base.config)
@@ -85,6 +89,11 @@ def main(spec: dict[str, Any]) -> None:
     journal = _Journal(Path(spec["progress"]) / "0.json", checkpoints.save)
     trainer.add_callback(journal)
     trainer.train()
+    meter.add(
+        num_tokens=trainer.num_computed,
+        num_steps=trainer.state.global_step,
+        work_seconds=journal.epoch_seconds,
+    )
     if trainer.is_world_process_zero():
         write_json(
             output / "training.json",
@@ -355,6 +364,8 @@ class _WeightedTrainer(Trainer):
         super().__init__(model=model, args=arguments)
         self._examples = examples
         self._order_seed = order_seed
+        self.num_computed = 0
+        """Tokens that this rank has computed, prompts and padding among them."""
         parameters = inspect.signature(
             model.get_base_model().forward if _is_adapted(model) else model.forward
         )
@@ -379,6 +390,7 @@ class _WeightedTrainer(Trainer):
         """Return the micro-batch's part of the global batch's loss, times the number of ranks."""
         assert not return_outputs, "rest_em evaluates by sampling"
         weights_BT = inputs.pop("token_weights")
+        self.num_computed += weights_BT.numel()
         is_solution_T = (weights_BT > 0).any(dim=0)
         num_kept = (
             2 if not is_solution_T.any() else len(is_solution_T) - int(is_solution_T.int().argmax()) + 1
@@ -444,13 +456,16 @@ def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, tor
 
 
 class _Journal(TrainerCallback):
-    """Keeps the losses and the progress file, and has every epoch saved."""
+    """Keeps the losses, the time and the progress file, and has every epoch saved."""
 
     def __init__(self, progress: Path, save: Callable[[int], None]) -> None:
         self._progress = progress
         self._save = save
         self._losses: list[float] = []
         self._last_write = 0.0
+        self._began = 0.0
+        self.epoch_seconds = 0.0
+        """Of all epochs so far, without their checkpoints."""
         self.epoch_losses: list[float] = []
         """The mean over an epoch's optimiser steps of the loss before each."""
 
@@ -477,10 +492,17 @@ class _Journal(TrainerCallback):
             write_json(self._progress, progress, is_durable=False)
             self._last_write = time.monotonic()
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the epoch."""
+        self._began = time.monotonic()
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the epoch: its mean loss and its checkpoint."""
+        """Close the epoch: its time, its mean loss and its checkpoint."""
+        self.epoch_seconds += time.monotonic() - self._began
         self.epoch_losses.append(sum(self._losses) / len(self._losses))
         self._losses.clear()
         self._save(len(self.epoch_losses))

@@ -22,8 +22,10 @@ import pytest
 from process_watch import processes_in
 from tiny_run import RUN, drawn, finish, launch, show, started, wait_until, write_recipe
 
+from rest_em.ledger import Ledger
 from rest_em.storage import read_json, read_lines
 from rest_em.types import GradedSolution, Verdict
+from rest_em.usage import measured_stages
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -88,6 +90,27 @@ def assert_finished(cwd: Path) -> None:
     assert processes_in(cwd) == {}
 
 
+def assert_measured(cwd: Path, *, num_ranks: int) -> None:
+    """See that the ledger tells of every stage of a rank's processes what it took."""
+    records = Ledger(cwd / RUN).records
+    measured = measured_stages(records)
+    assert [one.name for one in measured] == [
+        record["stage"] for record in records if record["stage"].endswith(("/samples", "/training"))
+    ]
+    by_name = {one.name: one.usage for one in measured}
+    for record in records:
+        usage = by_name.get(record["stage"])
+        if usage is not None:
+            assert (usage.device, usage.peak_allocated_bytes) == ("cpu", None)
+            assert usage.peak_bytes is not None
+            assert usage.resident_bytes_at_start is not None
+            assert usage.peak_bytes >= usage.resident_bytes_at_start > 100 * 2**20  # torch alone is more
+            assert usage.tokens_per_second is not None
+            assert usage.num_tokens >= record["result"]["num_tokens"] > 0
+    assert by_name["iteration-01/training"].num_ranks == num_ranks
+    assert 1 <= by_name["iteration-01/samples"].num_ranks <= num_ranks  # a slow rank may find all drawn
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
     """A run on one process, launched as the quickstart, from its beginning to its end; nobody changes it."""
@@ -108,6 +131,7 @@ def copy(alone: Path, tmp_path: Path) -> Path:
 
 
 def test_one_process_runs_to_the_end_and_shows_what_it_measured(alone: Path) -> None:
+    assert_measured(alone, num_ranks=1)
     base, first = show(alone / RUN)["iterations"]
     assert (base["iteration"], first["iteration"]) == (0, 1)
     for one in (base, first):
@@ -286,6 +310,7 @@ def test_ranks_draw_judge_and_keep_what_one_process_does(
     assert_finished(cwd)
     assert list((cwd / RUN / "iteration-01" / "policy").glob("*.safetensors"))
     assert len(list((cwd / RUN / "logs").glob("*train-rank*.log"))) == 2
+    assert_measured(cwd, num_ranks=2)
 
 
 def supervisor_of_rank(cwd: Path, rank: int) -> int:

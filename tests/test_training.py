@@ -43,6 +43,7 @@ from rest_em.training import (
     weighted_loss,
 )
 from rest_em.types import TrainingExample
+from rest_em.usage import Usage, joint_usage
 
 PLAIN_STEPS = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 """Steps as long as the gradient: a wrong scale of the loss shows, which AdamW and clipping would hide."""
@@ -309,6 +310,25 @@ def test_the_longer_the_training_the_lower_the_loss(one_process: Path) -> None:
     assert second < first
 
 
+def _usage(folder: Path) -> Usage:
+    usage = joint_usage(folder / "policy")
+    assert usage is not None
+    return usage
+
+
+def test_what_it_took_is_told(
+    one_process: Path, seventeen: list[TrainingExample], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    encoded, _ = encode_examples(seventeen, tiny_tokenizer, None)
+    num_tokens, usage = 2 * sum(len(one.token_ids) for one in encoded), _usage(one_process)
+    assert num_tokens <= usage.num_tokens < 1.5 * num_tokens  # the rest is padding
+    assert (usage.num_ranks, usage.device, usage.num_steps) == (1, "cpu", 6)
+    assert 0 < usage.work_seconds < usage.seconds
+    assert usage.peak_bytes is not None
+    assert usage.resident_bytes_at_start is not None
+    assert usage.peak_bytes >= usage.resident_bytes_at_start > 0
+
+
 # Ranks
 
 
@@ -339,6 +359,9 @@ def test_two_ranks_see_different_data_end_equal_and_equal_one_process(
     num_shared = sum(1 for one in shown_0 if one in shown_1)
     assert num_shared <= 1  # the one without weight, where the last global batch has a single example
     _assert_equal_training(tmp_path, one_process)
+    usage, of_one = _usage(tmp_path), _usage(one_process)
+    assert (usage.num_ranks, usage.num_steps) == (2, 6)
+    assert 0.9 * of_one.num_tokens < usage.num_tokens < 1.2 * of_one.num_tokens
 
 
 def test_zero_3_on_two_ranks_equals_one_process(
@@ -366,7 +389,7 @@ def test_every_epoch_leaves_an_ordinary_checkpoint_of_the_bases_kind(
 ) -> None:
     policy = one_process / "policy"
     assert read_json(policy / "training.json")["checkpoints"] == ["epoch-1", "epoch-2"]
-    assert sorted(path.name for path in policy.iterdir()) == ["epoch-1", "epoch-2", "training.json"]
+    assert sorted(path.name for path in policy.iterdir()) == ["epoch-1", "epoch-2", "training.json", "usage"]
     for epoch in (1, 2):
         folder = policy / f"epoch-{epoch}"
         model = AutoModelForCausalLM.from_pretrained(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from rest_em.sampling.tickets import tickets
 from rest_em.sampling.units import Unit, plan_units, unit_path
 from rest_em.storage import read_json, request_from_json, write_solutions
 from rest_em.types import DrawRequest, Sampler
+from rest_em.usage import Meter, forget_peaks, resident_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +32,44 @@ class _Task:
     policy: str
     request: DrawRequest
     unit: Unit
+    folder: Path
+    """Of the draw's samples."""
     path: Path
     """Where its solutions go."""
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Decode this rank's share of the units.
+    """Decode this rank's share of the units; keep what each draw took in its folder.
 
     Args:
         spec: `{"model": {"dtype", "attn_implementation", "trust_remote_code", "revision"},
             "draws": [{"policy", "folder", "units"}, ...], "progress": folder}`. A draw's folder holds
             `request.json`; its `units` are the numbers of those still to do. Draws are done in order.
     """
+    at_start = resident_bytes()
     tasks = [task for draw in spec["draws"] for task in _tasks(draw)]
     progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json")
-    dtype = str(choose_dtype(spec["model"]["dtype"], local_device())).removeprefix("torch.")
+    device = local_device()
+    dtype = str(choose_dtype(spec["model"]["dtype"], device)).removeprefix("torch.")
     policy: str | None = None
     sampler: Sampler | None = None
+    meter: Meter | None = None
     for ticket in tickets(len(tasks)):
         task = tasks[ticket]
+        if meter is None or meter.stage != task.folder:
+            forget_peaks(device)
+            meter = Meter(task.folder, device, resident_bytes_at_start=at_start)
         if sampler is None or task.policy != policy:
             sampler = None
             gc.collect()
             requests = [other.request for other in tasks[ticket:] if other.policy == task.policy]
             policy, sampler = task.policy, _load_sampler(spec["model"], task.policy, requests, progress)
         problems = task.request.problems
+        began = time.monotonic()
         solutions = sampler(task.request, [(problems[place], indices) for place, indices in task.unit])
+        num_tokens = sum(len(solution.token_ids) for solution in solutions)
+        # Before the unit: who sees the last one of a draw finds what all of them took.
+        meter.add(num_tokens=num_tokens, work_seconds=time.monotonic() - began)
         write_solutions(task.path, solutions, dtype)
     progress.write()
 
@@ -65,7 +79,8 @@ def _tasks(draw: dict[str, Any]) -> list[_Task]:
     request = request_from_json(read_json(folder / "request.json"))
     units = plan_units(len(request.problems), request.params.num_samples, request.unit_size)
     return [
-        _Task(draw["policy"], request, units[number], unit_path(folder, number)) for number in draw["units"]
+        _Task(draw["policy"], request, units[number], folder, unit_path(folder, number))
+        for number in draw["units"]
     ]
 
 

@@ -17,6 +17,7 @@ from rest_em.sampling.stage import main
 from rest_em.sampling.units import unit_path
 from rest_em.storage import read_json, read_solutions, request_to_json, write_json
 from rest_em.types import DrawRequest, Problem, SamplingParams
+from rest_em.usage import joint_usage
 
 MODEL = {"dtype": "float32", "attn_implementation": "auto", "trust_remote_code": False, "revision": None}
 
@@ -91,6 +92,22 @@ def test_progress_counts_what_this_rank_finished(tmp_path, tiny_model_folder):
     assert read_json(tmp_path / "progress" / "0.json") == {"done": 12}
 
 
+def num_tokens(folder, request, units=range(5)):
+    return sum(len(one.token_ids) for unit in contents(folder, request, units) for one in unit)
+
+
+def test_each_draw_keeps_what_it_took_and_goes_on_with_it(tmp_path, tiny_model_folder):
+    requests = [draw_request(), draw_request("iteration-00/evals")]
+    main(write_spec(tmp_path, tiny_model_folder, requests, units=[1, 4]))
+    main(write_spec(tmp_path, tiny_model_folder, requests[:1], units=[0]))
+    for request, units in zip(requests, ([0, 1, 4], [1, 4]), strict=True):
+        usage = joint_usage(tmp_path / request.name)
+        assert (usage.num_ranks, usage.device, usage.num_steps) == (1, "cpu", 0)
+        assert usage.num_tokens == num_tokens(tmp_path, request, units)
+        assert usage.peak_bytes >= usage.resident_bytes_at_start > 0
+        assert 0 < usage.work_seconds < usage.seconds
+
+
 def test_a_unit_does_not_depend_on_which_others_are_done(tmp_path, tiny_model_folder):
     request = draw_request()
     main(write_spec(tmp_path / "all", tiny_model_folder, [request]))
@@ -112,6 +129,10 @@ def test_two_ranks_share_the_units_and_write_what_one_writes(tmp_path, tiny_mode
             rank.kill()
     for request in requests:
         assert contents(tmp_path / "two", request) == contents(tmp_path / "one", request)
+        usage = joint_usage(tmp_path / "two" / request.name)
+        ranks = {path.name[0] for path in (tmp_path / "two" / request.name / "usage").iterdir()}
+        assert usage.num_tokens == num_tokens(tmp_path / "one", request)
+        assert usage.num_ranks == len(ranks)
     done = [
         json.loads((tmp_path / "two" / "progress" / f"{rank}.json").read_text())["done"] for rank in (0, 1)
     ]
