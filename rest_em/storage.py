@@ -151,6 +151,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def import_parquet() -> None:
+    """Import now what the first Parquet file would: pyarrow and, with its first array, pandas; 72 MB."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pa.array([0])
+
+
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

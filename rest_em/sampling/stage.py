@@ -20,7 +20,7 @@ from rest_em.sampling.progress import Progress
 from rest_em.sampling.prompts import refuse_long_prompts
 from rest_em.sampling.tickets import tickets
 from rest_em.sampling.units import Unit, plan_units, unit_path
-from rest_em.storage import read_json, request_from_json, write_solutions
+from rest_em.storage import import_parquet, read_json, request_from_json, write_solutions
 from rest_em.types import DrawRequest, Sampler
 from rest_em.usage import Meter, forget_peaks, resident_bytes
 
@@ -46,6 +46,7 @@ def main(spec: dict[str, Any]) -> None:
             "draws": [{"policy", "folder", "units"}, ...], "progress": folder}`. A draw's folder holds
             `request.json`; its `units` are the numbers of those still to do. Draws are done in order.
     """
+    import_parquet()
     at_start = resident_bytes()
     tasks = [task for draw in spec["draws"] for task in _tasks(draw)]
     progress = Progress(Path(spec["progress"]) / f"{os.environ.get('RANK', '0')}.json")
