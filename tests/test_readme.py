@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from typer.main import get_command
@@ -22,10 +24,12 @@ from typer.testing import CliRunner
 
 from rest_em.cli import app
 from rest_em.errors import UnscorableError
+from rest_em.ledger import Ledger, Stage
 from rest_em.recipe import Recipe, RewardSection, check_library_keys, load_recipe
 from rest_em.rewards.registry import load_reward
 from rest_em.storage import write_examples, write_graded, write_solutions
 from rest_em.types import GradedSolution, Problem, Solution, TrainingExample, Verdict
+from rest_em.usage import Meter, Usage, usage_entry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -247,14 +251,29 @@ def test_the_columns_of_the_page_are_those_of_the_files(run: Path) -> None:
         parts, ("samples/units/*.parquet", "verdicts/*/*.parquet", "dataset.parquet"), strict=True
     ):
         columns = pyarrow.parquet.read_schema(next(run.glob(file))).names
-        assert re.findall(r"^\| `(\w+)` \|", part, flags=re.MULTILINE) == columns
+        assert keys(part) == columns
+
+
+def keys(part: str) -> list[str]:
+    """Return the first column of a part's table."""
+    return re.findall(r"^\| `(\w+)` \|", part.split("\n## ", maxsplit=1)[0], flags=re.MULTILINE)
+
+
+def test_the_page_tells_and_reads_what_a_stage_took(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (part,) = RUN_FOLDER.read_text("utf-8").split("\n## What a stage took\n")[1:]
+    assert keys(part) == [field.name for field in dataclasses.fields(Usage)]
+    folder, stage = run.parent, run / "samples"
+    Meter(stage, torch.device("cpu"), resident_bytes_at_start=None).add(num_tokens=6, work_seconds=2.0)
+    Ledger(folder).append(Stage("iteration-01/samples", {}), usage_entry(stage), seconds=2.0)
+    exec(blocks(RUN_FOLDER, "python")[2], {})
+    assert re.fullmatch(r"iteration-01/samples (\d+|None) 3\.0\n", capsys.readouterr().out)
 
 
 def test_the_page_reads_solutions_and_verdicts(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(run / "cache"))
-    with_pandas, with_datasets = blocks(RUN_FOLDER, "python")
+    with_pandas, with_datasets, _ = blocks(RUN_FOLDER, "python")
     exec(with_pandas, {})
     assert re.search(r"^correct +1$", capsys.readouterr().out, re.MULTILINE)
     read: dict[str, Any] = {}
