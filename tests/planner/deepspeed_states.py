@@ -1,0 +1,248 @@
+"""Measures what a training strategy keeps in memory: the real engine, two CPU ranks, every storage counted.
+
+`measure` starts this file twice, as two ranks that gloo joins; each trains a small Llama for three steps under
+every case, one after another, and rank 0 writes what it saw.
+
+Left out: what torch does not allocate (NCCL, CUDA's context), and operators inside fused kernels.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages made while it is on, and the most there were since `reset_peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = 0
+        self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+                self._see(value.untyped_storage())
+        return result
+
+    def reset_peak(self) -> None:
+        """Begin a new peak at what is live now."""
+        self.peak = self.current
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known and self._known[key]() is storage:
+            return
+        num_bytes = storage.nbytes()
+
+        def forget(_: Any, key: int = key, num_bytes: int = num_bytes) -> None:
+            self.current -= num_bytes
+            self._known.pop(key, None)
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.current += num_bytes
+        self.peak = max(self.peak, self.current)
+
+
+def measure(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Return what rank 0 measured for each case, as `_run_case` describes it."""
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(folder)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=(folder / f"rank_{rank}.log").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        logs = "\n".join((folder / f"rank_{rank}.log").read_text(encoding="utf-8") for rank in range(2))
+        raise RuntimeError(f"the ranks ended with {codes}:\n{logs[-4000:]}")
+    return [json.loads(line) for line in (folder / "measured.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def llama(case: dict[str, Any]) -> torch.nn.Module:
+    """Return the case's model, with weights in fp32."""
+    config = LlamaConfig(**case["model"], attn_implementation="eager")
+    model: torch.nn.Module = LlamaForCausalLM(config)
+    if case.get("lora"):
+        from peft import LoraConfig, get_peft_model
+
+        if case["precision"] != "fp32":
+            model = model.bfloat16()
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **case["lora"]))
+    return model
+
+
+def weights_of(model: torch.nn.Module) -> list[tuple[str, int, bool]]:
+    """Return each parameter's name, number of elements, and whether it is trained."""
+    return [
+        (name, int(getattr(p, "ds_numel", p.numel())), p.requires_grad)
+        for name, p in model.named_parameters()
+    ]
+
+
+def _optimizer(case: dict[str, Any], model: torch.nn.Module) -> torch.optim.Optimizer:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if "norm" in name]
+    decayed = [p for name, p in named if "norm" not in name]
+    groups = [{"params": part, "weight_decay": 0.0} for part in (decayed, plain)]
+    if case["optimizer"] == "sgd":
+        return torch.optim.SGD(groups, lr=1e-3)
+    kind = case["optimizer"]
+    return torch.optim.AdamW(groups, lr=1e-4, fused=kind == "fused", foreach=kind == "foreach")
+
+
+class _Engine:
+    """A model that trains, by DeepSpeed or by DDP, as rest_em has accelerate set them up."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self._case = case
+        self._is_deepspeed = case["strategy"].startswith("zero")
+        if self._is_deepspeed:
+            self._model = self._deepspeed()
+        else:
+            self._model = llama(case)
+            self._optimizer = _optimizer(case, self._model)
+            self.weights = weights_of(self._model)
+            if case["strategy"] == "ddp":
+                self._model = DistributedDataParallel(self._model, broadcast_buffers=False)
+
+    def _deepspeed(self) -> Any:
+        import deepspeed
+        from transformers.integrations import HfDeepSpeedConfig
+
+        stage = int(self._case["strategy"][-1])
+        zero = {"stage": stage, **self._case["zero"]}
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": self._case["accumulation"],
+            "gradient_clipping": 1.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": self._case["precision"] == "bf16"},
+            "zero_optimization": zero,
+        }
+        if stage == 3:
+            kept = HfDeepSpeedConfig(config)
+            with deepspeed.zero.Init(config_dict_or_path=config):
+                model = llama(self._case)
+            del kept
+        else:
+            model = llama(self._case)
+        self.weights = weights_of(model)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=_optimizer(self._case, model), config_params=config
+        )
+        return engine
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self._case["precision"] == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self._model(input_ids=ids, labels=ids, use_cache=False).loss
+        return self._model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        if self._is_deepspeed:
+            self._model.set_gradient_accumulation_boundary(is_last)
+            self._model.backward(loss)
+        elif self._case["strategy"] == "ddp" and not is_last:
+            with self._model.no_sync():
+                loss.backward()
+        else:
+            loss.backward()
+
+    def step(self) -> None:
+        if self._is_deepspeed:
+            self._model.step()
+            return
+        torch.nn.utils.clip_grad_norm_([p for p in self._model.parameters() if p.requires_grad], 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def close(self) -> None:
+        if self._is_deepspeed:
+            self._model.destroy()
+
+
+def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
+    """Return bytes by instant, those of the last step, with `weights` and the case itself.
+
+    Instants: `initialised` and the `initialising` peak; `forward` (before it); for each micro-step `gathered`
+    (after the forward), `backward` (peak) and `after_backward`; `step` (peak) and `after_step`.
+    """
+    ids = torch.arange(2)[None]
+    with LiveBytes() as live:
+        engine = _Engine(case)
+        gc.collect()
+        found: dict[str, Any] = {"initialising": live.peak, "initialised": live.current}
+        for _ in range(num_steps):
+            found["forward"] = live.current
+            found["micro_steps"] = []
+            for micro_step in range(case["accumulation"]):
+                before = live.current
+                loss = engine.forward(ids)
+                gathered = live.current
+                live.reset_peak()
+                engine.backward(loss, is_last=micro_step == case["accumulation"] - 1)
+                peak = live.peak
+                del loss
+                gc.collect()
+                found["micro_steps"].append([before, gathered, peak, live.current])
+            live.reset_peak()
+            engine.step()
+            found["step"] = live.peak
+            gc.collect()
+            found["after_step"] = live.current
+        found["weights"] = engine.weights
+        engine.close()
+        del engine
+    gc.collect()
+    return {**found, "case": case}
+
+
+def _rank(folder: Path) -> None:
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+    import deepspeed
+
+    deepspeed.init_distributed("gloo")
+    for case in json.loads((folder / "cases.json").read_text(encoding="utf-8")):
+        torch.manual_seed(0)
+        found = _run_case(case)
+        if torch.distributed.get_rank() == 0:
+            with (folder / "measured.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found) + "\n")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(Path(sys.argv[1]))
