@@ -194,7 +194,7 @@ class _Engine:
 def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
     """Return bytes by instant, those of the last step, with `weights` and the case itself.
 
-    Instants: `initialised` and the `initialising` peak; `forward` (before it); for each micro-step `gathered`
+    Instants: `initialised` and the `initialising` peak; `forward` (before it) and `forward_peak`; for each micro-step `gathered`
     (after the forward), `backward` (peak) and `after_backward`; `step` (peak) and `after_step`.
     """
     ids = torch.arange(2)[None]
@@ -207,8 +207,10 @@ def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
             found["micro_steps"] = []
             for micro_step in range(case["accumulation"]):
                 before = live.current
+                live.reset_peak()
                 loss = engine.forward(ids)
                 gathered = live.current
+                found["forward_peak"] = live.peak
                 live.reset_peak()
                 engine.backward(loss, is_last=micro_step == case["accumulation"] - 1)
                 peak = live.peak

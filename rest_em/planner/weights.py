@@ -1,0 +1,178 @@
+"""An inventory of a model's weights: how many elements each has, and which are trained.
+
+What a family's weights are is left to `families`; what they cost in memory to `states`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One weight, or one in each of several layers.
+
+    Example:
+        Weight("layers.mlp.up_proj.weight", num_elements=11008 * 4096, count=32)
+    """
+
+    name: str
+    """As `named_parameters` has it, without the layer's number."""
+    num_elements: int
+    """Of one."""
+    count: int = 1
+    """Layers that have one like it."""
+    is_trainable: bool = True
+    num_uses: int = 1
+    """Times that one forward reads it: 2 if the embedding is the output projection, too."""
+
+    @property
+    def is_decayed(self) -> bool:
+        """Whether transformers puts it into the optimiser's group with weight decay.
+
+        Source: transformers 5.23, `Trainer.get_decay_parameter_names`; `ln_` stands for GPT-2's nn.LayerNorm.
+        """
+        return not _UNDECAYED.search(self.name)
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is looked up by token or position rather than multiplied with."""
+        return bool(_EMBEDDING.search(self.name)) and "embed_out" not in self.name
+
+    @property
+    def is_in_matmul(self) -> bool:
+        """Whether autocast casts it: a projection, not a norm, a bias or a lookup."""
+        return self.is_decayed and (not self.is_embedding or self.num_uses > 1)
+
+
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)|(?:^|\.)ln_")
+_EMBEDDING = re.compile(r"embed|(?:^|\.)wte(?:$|\.)|(?:^|\.)wpe(?:$|\.)")
+_UNQUANTISED = re.compile(r"lm_head|embed_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's weights in the order of `named_parameters`.
+
+    Neighbours with the same `count` above 1 are one layer's weights, repeated as a block.
+    """
+
+    items: tuple[Weight, ...]
+
+    @classmethod
+    def of(cls, named: Sequence[tuple[str, int, bool]], *, is_tied: bool = False) -> Weights:
+        """Return the inventory of named parameters: name, elements, whether trained.
+
+        >>> Weights.of([("embed_tokens.weight", 8, True), ("norm.weight", 2, False)]).num_trainable
+        8
+        """
+        return cls(
+            tuple(
+                Weight(name, size, 1, is_trained, 2 if is_tied and "embed_tokens" in name else 1)
+                for name, size, is_trained in named
+            )
+        )
+
+    @property
+    def num_elements(self) -> int:
+        """Of all weights."""
+        return sum(one.num_elements * one.count for one in self.items)
+
+    @property
+    def num_trainable(self) -> int:
+        """Elements that are trained."""
+        return sum(one.num_elements * one.count for one in self.items if one.is_trainable)
+
+    @property
+    def num_frozen(self) -> int:
+        """Elements that are not trained."""
+        return self.num_elements - self.num_trainable
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest weight."""
+        return max((one.num_elements for one in self.items), default=0)
+
+    @property
+    def largest_trainable(self) -> int:
+        """Elements of the largest weight that is trained."""
+        return max((one.num_elements for one in self.items if one.is_trainable), default=0)
+
+    @property
+    def num_in_matmul(self) -> int:
+        """Elements that are trained and that autocast casts."""
+        return sum(
+            one.num_elements * one.count for one in self.items if one.is_trainable and one.is_in_matmul
+        )
+
+    def num_below(self, threshold: int) -> int:
+        """Return the elements in weights of at most `threshold` elements, which ZeRO-3 keeps whole."""
+        return sum(one.num_elements * one.count for one in self.items if one.num_elements <= threshold)
+
+    def num_padded(self, num_ranks: int, *, is_trainable: bool) -> int:
+        """Return the elements a rank holds of weights that are shared out one by one, each rounded up."""
+        return sum(
+            math.ceil(one.num_elements / num_ranks) * one.count
+            for one in self.items
+            if one.is_trainable == is_trainable
+        )
+
+    def quantised_frozen_bytes(self) -> int:
+        """Return the bytes of the frozen weights in nf4 of bitsandbytes; low confidence.
+
+        Half a byte an element and an fp32 constant for 64 of them; embeddings, output projection, norms and
+        biases stay as they are and are counted in fp32, to which peft casts them.
+        """
+        total = 0.0
+        for one in self.items:
+            if not one.is_trainable:
+                is_plain = one.is_embedding or not one.is_decayed or _UNQUANTISED.search(one.name)
+                total += one.num_elements * one.count * (4 if is_plain else 0.5 + 4 / 64)
+        return math.ceil(total)
+
+    def expanded(self) -> tuple[Weight, ...]:
+        """Return every weight by itself, layer after layer, as the optimiser has them."""
+        return tuple(weight for weight, _ in self._with_layers())
+
+    def execution_order(self) -> tuple[int, ...]:
+        """Return the indexes into `expanded` in the order that a forward reads the weights.
+
+        A layer's modules are not registered in the order that they run in: its norms come last.
+
+        >>> names = ["layers.0.mlp.up.weight", "layers.0.input_layernorm.weight"]
+        >>> Weights.of([(name, 1, True) for name in names]).execution_order()
+        (1, 0)
+        """
+        order: list[int] = []
+        placed = enumerate(self._with_layers())
+        for _, layer in groupby(placed, key=lambda one: one[1][1]):
+            order += [index for index, (weight, _) in sorted(layer, key=lambda one: _position(one[1][0].name))]
+        return tuple(order)
+
+    def _with_layers(self) -> Iterator[tuple[Weight, tuple[int, str]]]:
+        """Yield every weight and what tells its layer from the next."""
+        for block, (count, items) in enumerate(groupby(self.items, key=lambda one: one.count)):
+            layer = tuple(items)
+            for repetition in range(count):
+                for weight in layer:
+                    number = _NUMBER.search(weight.name) if count == 1 else None
+                    yield weight, (block, number[1] if number else f"-{repetition}")
+
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+_POSITIONS = (
+    re.compile(r"input_layernorm|(?:^|\.)ln_1\."),
+    re.compile(r"attn|attention\."),
+    re.compile(r"post_attention_layernorm|pre_feedforward_layernorm|(?:^|\.)ln_2\."),
+    re.compile(r"mlp"),
+    re.compile(r"post_feedforward_layernorm"),
+)
+
+
+def _position(name: str) -> int:
+    """Return where in a layer a weight is read; last, if it is none of those that are told apart."""
+    return next((i for i, part in enumerate(_POSITIONS) if part.search(name)), len(_POSITIONS))
