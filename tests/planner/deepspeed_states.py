@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,18 @@ def measure(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "measured.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def llama(case: dict[str, Any]) -> torch.nn.Module:
-    """Return the case's model, with weights in fp32."""
+def llama(case: dict[str, Any], partitioned: AbstractContextManager[Any] | None = None) -> Any:
+    """Return the case's model as rest_em reads it: fp32, or frozen in bf16 with fp32 adapters."""
     config = LlamaConfig(**case["model"], attn_implementation="eager")
-    model: torch.nn.Module = LlamaForCausalLM(config)
-    if case.get("lora"):
-        from peft import LoraConfig, get_peft_model
+    with partitioned or nullcontext():
+        model: Any = LlamaForCausalLM(config)
+    if not case.get("lora"):
+        return model
+    from peft import LoraConfig, get_peft_model
 
-        if case["precision"] != "fp32":
-            model = model.bfloat16()
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **case["lora"]))
-    return model
+    if case["precision"] != "fp32" and partitioned is None:
+        model = model.bfloat16()
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **case["lora"]))
 
 
 def weights_of(model: torch.nn.Module) -> list[tuple[str, int, bool]]:
@@ -151,8 +153,7 @@ class _Engine:
         }
         if stage == 3:
             kept = HfDeepSpeedConfig(config)
-            with deepspeed.zero.Init(config_dict_or_path=config):
-                model = llama(self._case)
+            model = llama(self._case, deepspeed.zero.Init(config_dict_or_path=config))
             del kept
         else:
             model = llama(self._case)
