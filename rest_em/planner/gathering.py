@@ -1,6 +1,7 @@
 """Which weights ZeRO-3 has gathered through a forward and a backward pass: its coordinator followed over sizes.
 
-Every weight counts as a module of its own, in the order of the forward and back. Steady passes only: DeepSpeed
+Every weight counts as a module of its own, in the order of the forward and back, after the module that it is in,
+which gathers nothing for itself and gathers ahead. Steady passes only: DeepSpeed
 records the order in the second, and gathers ahead from the third on. Left out: a pass with gradient checkpointing,
 whose recomputation gathers a layer once more while its neighbours are alive.
 
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rest_em.planner.reduction import Progress
+from rest_em.planner.reduction import Progress, partitioned_element_bytes
 from rest_em.planner.strategies import StateSetup
 from rest_em.planner.weights import Weight, Weights
 
@@ -42,8 +43,10 @@ class _Flight:
 class _Coordinator:
     weights: Sequence[Weight]
     setup: StateSetup
-    order: list[int]
-    """Index of the weight that each module has, forward and backward."""
+    order: list[int | None]
+    """Index of the weight that each module has, forward and backward; None if it has none itself."""
+    trained_bytes: int
+    """Of an element of a trained weight."""
     available: set[int] = field(default_factory=set)
     flights: dict[int, _Flight] = field(default_factory=dict)
     last_fetch: dict[int, int] = field(default_factory=dict)
@@ -58,6 +61,9 @@ class _Coordinator:
     def visit(self, step: int) -> None:
         """Gather what a module needs and what comes next, and release it again."""
         index = self.order[step]
+        if index is None:
+            self._prefetch()
+            return
         self._gather({index})
         self._wait(index)
         if self.last_fetch.get(index, -1) < step:
@@ -73,16 +79,20 @@ class _Coordinator:
             self.held -= self._bytes(index)
 
     def _bytes(self, index: int) -> int:
-        return self.weights[index].num_elements * self.setup.weight_element_bytes
+        return self.weights[index].num_elements * self._element_bytes(index)
+
+    def _element_bytes(self, index: int) -> int:
+        return self.trained_bytes if self.weights[index].is_trainable else self.setup.weight_element_bytes
 
     def _gather(self, indexes: set[int]) -> None:
         absent = {i for i in indexes if i not in self.available and i not in self.flights}
         if not absent:
             return
-        padded = sum(
-            math.ceil(self.weights[i].num_elements / self.setup.num_ranks) * self.setup.num_ranks for i in absent
+        ranks = self.setup.num_ranks
+        padded_bytes = sum(
+            math.ceil(self.weights[i].num_elements / ranks) * ranks * self._element_bytes(i) for i in absent
         )
-        flight = _Flight(absent, padded * self.setup.weight_element_bytes)
+        flight = _Flight(absent, padded_bytes)
         self.num_available += sum(self.weights[i].num_elements for i in absent)
         self.flights.update(dict.fromkeys(absent, flight))
         self.held += flight.buffer_bytes
@@ -126,37 +136,43 @@ class _Coordinator:
                 break
             if other == index:
                 return False
-            passed += self.weights[other].num_elements
+            passed += 0 if other is None else self.weights[other].num_elements
         return True
 
 
 def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     """Return what a rank has gathered through a micro-step, under ZeRO-3."""
-    every = inventory.expanded()
-    weights = [every[i] for i in inventory.execution_order()]
-    if setup.num_ranks == 1:
-        return Gathered(Progress((), ()), Progress((), ()), 0)
-    passes = [*range(len(weights)), *(i for i, one in enumerate(weights) if one.num_uses > 1)]
-    order = [*passes, *reversed(passes)]
-    coordinator = _Coordinator(weights, setup, order)
+    weights, modules = inventory.expanded(), inventory.modules()
+    tied = [i for i, one in enumerate(weights) if one.num_uses > 1]
+    if tied:
+        modules = (*modules, tuple(tied))
+    order: list[int | None] = []
+    for module in modules:
+        order += [None, *module]
+    num_forward = len(order)
+    for module in reversed(modules):
+        order += [None, *reversed(module)]
+    coordinator = _Coordinator(weights, setup, order, partitioned_element_bytes(inventory, setup))
     coordinator.available = {i for i in range(len(weights)) if coordinator.is_persistent(i)}
-    coordinator.queue = deque((index, step) for step, index in enumerate(order))
-    moments: list[list[int]] = [[], []]
-    peaks: list[list[int]] = [[], []]
-    after_forward = 0
-    for step, index in enumerate(order):
-        is_backward = step >= len(passes)
-        if step in (0, len(passes)):
-            passed = 0
-            after_forward = coordinator.held
-        is_first_use = step not in range(len(weights), 2 * len(passes) - len(weights))
-        passed += weights[index].num_elements if is_first_use else 0
+    coordinator.queue = deque((index, step) for step, index in enumerate(order) if index is not None)
+    forward = _pass(coordinator, range(num_forward))
+    after_forward = coordinator.held
+    backward = _pass(coordinator, range(num_forward, len(order)))
+    return Gathered(forward, backward, after_forward)
+
+
+def _pass(coordinator: _Coordinator, steps: range) -> Progress:
+    """Return the bytes through a forward or a backward; a tied weight counts where it is the embedding."""
+    passed, moments, peaks = 0, [], []
+    for step in steps:
+        index = coordinator.order[step]
         coordinator.peak = coordinator.held
         coordinator.visit(step)
-        moments[is_backward].append(passed)
-        peaks[is_backward].append(coordinator.peak)
-    return Gathered(
-        Progress(tuple(moments[0]), tuple(peaks[0])),
-        Progress(tuple(moments[1]), tuple(peaks[1])),
-        after_forward,
-    )
+        if index is not None:
+            weight = coordinator.weights[index]
+            uses = [i for i in steps if coordinator.order[i] == index] if weight.num_uses > 1 else [step]
+            is_embedding = step == (min(uses) if steps.start == 0 else max(uses))
+            passed += weight.num_elements if is_embedding else 0
+        moments.append(passed)
+        peaks.append(coordinator.peak)
+    return Progress(tuple(moments), tuple(peaks))

@@ -145,7 +145,7 @@ def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) ->
         peak = held
         if one.is_trainable:
             cast = 2 * one.num_elements if setup.precision == "autocast" and one.is_in_matmul else 0
-            peak = held + 4 * one.num_elements + cast
+            peak = held + 4 * one.num_elements * one.num_uses + cast
             held += 0 if is_later or one.num_uses > 1 else 4 * one.num_elements
         moments.append(passed)
         peaks.append(peak)
@@ -153,7 +153,7 @@ def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) ->
 
 
 def _tied_bytes(weights: Sequence[Weight], element_bytes: int) -> int:
-    """Return what the first parts of gradients take that autograd sums up before they count as produced."""
+    """Return what is held of a tied weight's gradient until the last part comes; then autograd makes the sum."""
     return sum(
         element_bytes * one.num_elements * (one.num_uses - 1) for one in weights if one.is_trainable
     )
@@ -166,7 +166,10 @@ class _Bucket:
     `reduce_ipg_grads`, `average_tensor`, `allreduce_bucket`, `copy_grads_in_partition`.
     """
 
-    def __init__(self, layout: Partitions, setup: StateSetup, rank: int, held: int) -> None:
+    def __init__(
+        self, layout: Partitions, setup: StateSetup, rank: int, held: int, *, is_last: bool
+    ) -> None:
+        self._is_last = is_last
         self._layout = layout
         self._setup = setup
         self._rank = rank
@@ -222,7 +225,8 @@ class _Bucket:
             piece.num_elements for piece in self._layout.pieces[index] if piece.rank == self._rank
         )
         if self._setup.offload_optimizer != "none":
-            self._see(8 * owned)  # the norm in float64, then the fp32 copy that goes to the host
+            if self._is_last:
+                self._see(8 * owned)  # the norm in float64, then the fp32 copy that goes to the host
             self._release(index)
             return
         if not self._has_partition:
@@ -290,7 +294,7 @@ def sharded_gradients(
     reduces_early = setup.strategy == "zero2" or (bool(setup.zero.overlap_comm) and is_last)
     is_whole = setup.strategy == "zero1" and is_later
     before = total if is_whole else owned if is_later else 0
-    bucket = _Bucket(layout, setup, rank, before + _tied_bytes(weights, element_bytes))
+    bucket = _Bucket(layout, setup, rank, before + _tied_bytes(weights, element_bytes), is_last=is_last)
     passed, moments, peaks = 0, [], []
     for place in reversed(inventory.execution_order()):
         one = weights[place]
@@ -299,7 +303,7 @@ def sharded_gradients(
             index = numbers[place]
             num_bytes = element_bytes * one.num_elements
             if one.num_uses > 1 or (is_whole and reduces_early):
-                bucket.peak = max(bucket.peak, bucket.held + num_bytes)
+                bucket.peak = max(bucket.peak, bucket.held + num_bytes * one.num_uses)
                 is_produced = True
             else:
                 is_produced = False
@@ -325,6 +329,14 @@ def sharded_gradients(
     return Progress(tuple(moments), tuple(peaks)), total
 
 
+def partitioned_element_bytes(inventory: Weights, setup: StateSetup) -> int:
+    """Return the bytes of an element of a trained weight under ZeRO-3.
+
+    Adapters are made after zero.Init, which alone casts a model that is shared out: they stay in fp32.
+    """
+    return 4 if inventory.num_frozen else setup.weight_element_bytes
+
+
 def partitioned_gradients(inventory: Weights, setup: StateSetup) -> Progress:
     """Return the gradients' bytes under ZeRO-3, without the bucket and the partitions, which are permanent.
 
@@ -332,9 +344,10 @@ def partitioned_gradients(inventory: Weights, setup: StateSetup) -> Progress:
     `__add_grad_to_ipg_bucket`; `runtime/comm/coalesced_collectives.py`, `reduce_scatter_coalesced`.
     """
     element_bytes, size = setup.weight_element_bytes, setup.zero.reduce_bucket_size
+    produced_bytes = partitioned_element_bytes(inventory, setup)
     every = inventory.expanded()
     weights = [every[i] for i in inventory.execution_order()]
-    held = _tied_bytes(weights, element_bytes)
+    held = _tied_bytes(weights, produced_bytes)
     waiting: list[int] = []
     own_storage = passed = 0
     moments, peaks = [], []
@@ -354,8 +367,8 @@ def partitioned_gradients(inventory: Weights, setup: StateSetup) -> Progress:
         passed += one.num_elements
         peak = held
         if one.is_trainable:
-            num_bytes = one.num_elements * element_bytes
-            peak = held + num_bytes
+            num_bytes = one.num_elements * produced_bytes
+            peak = held + num_bytes * one.num_uses
             if one.num_uses == 1:
                 held += num_bytes
             if waiting and sum(waiting) + one.num_elements > size:

@@ -19,6 +19,7 @@ from rest_em.planner.optimizers import Optimizer, optimizer
 from rest_em.planner.reduction import (
     Partitions,
     Progress,
+    partitioned_element_bytes,
     partitioned_gradients,
     partitions,
     plain_gradients,
@@ -175,8 +176,7 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
         step={**forward, "gradients": gradients, "step temporaries": temporaries},
         loading={
             "weights": loaded,
-            "DDP buckets": gradients if is_ddp else 0,
-            "DDP broadcast": min(DDP_BROADCAST_BYTES, loaded) if is_ddp else 0,
+            "DDP start": max(gradients, min(DDP_BROADCAST_BYTES, loaded)) if is_ddp else 0,
         },
         autocast_casts_bytes=2 * weights.num_in_matmul if setup.precision == "autocast" else 0,
         communication={"NCCL": NCCL_BYTES if setup.num_ranks > 1 else 0},
@@ -344,17 +344,16 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
     every = weights.expanded()
     share = weights.num_padded(setup.num_ranks, is_trainable=True)
     frozen_share = weights.num_padded(setup.num_ranks, is_trainable=False)
-    element_bytes = setup.weight_element_bytes
+    element_bytes, trained_bytes = setup.weight_element_bytes, partitioned_element_bytes(weights, setup)
     sub_groups = _sub_groups(every, setup)
-    persistent = weights.num_below(setup.zero.param_persistence_threshold) if setup.num_ranks > 1 else 0
     is_offloaded = setup.offload_optimizer != "none"
     states = sum(kind.state_bytes(sum(group)) for group in sub_groups)
     bucket = element_bytes * setup.zero.reduce_bucket_size if setup.zero.contiguous_gradients else 0
     weights_on_device = 0 if setup.offload_param != "none" else 1
     forward = {
-        "weights": weights_on_device * element_bytes * share,
+        "weights": weights_on_device * trained_bytes * share,
         "frozen weights": weights_on_device * _frozen_element_bytes(setup) * frozen_share,
-        "persistent weights": element_bytes * persistent,
+        "persistent weights": _persistent_bytes(weights, setup),
         "fp32 masters": 0 if is_offloaded else 4 * share,
         "optimiser states": 0 if is_offloaded or kind.is_paged else states,
         "gradients": 0 if is_offloaded else element_bytes * share,
@@ -367,7 +366,7 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         accumulated={},
         backward_buffers={},
         after_backward={},
-        step={**forward, "persistent weights": 0, **_partitioned_step(every, setup, kind, sub_groups)},
+        step={**forward, "persistent weights": 0, **_partitioned_step(weights, setup, kind, sub_groups)},
         loading=_partitioned_loading(weights, setup, sub_groups, forward),
         autocast_casts_bytes=0,
         communication={"NCCL": NCCL_BYTES if setup.num_ranks > 1 else 0},
@@ -380,6 +379,19 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         gathering=gathered(weights, setup),
         first_gradients=gradients,
         last_gradients=gradients,
+    )
+
+
+def _persistent_bytes(weights: Weights, setup: StateSetup) -> int:
+    """Return the bytes of weights that stay whole on every rank."""
+    if setup.num_ranks == 1:
+        return 0
+    return sum(
+        one.num_elements
+        * one.count
+        * (partitioned_element_bytes(weights, setup) if one.is_trainable else setup.weight_element_bytes)
+        for one in weights.items
+        if one.num_elements <= setup.zero.param_persistence_threshold
     )
 
 
@@ -402,7 +414,7 @@ def _sub_groups(every: Sequence[Weight], setup: StateSetup) -> tuple[tuple[int, 
 
 
 def _partitioned_step(
-    every: Sequence[Weight], setup: StateSetup, kind: Optimizer, sub_groups: Sequence[Sequence[int]]
+    weights: Weights, setup: StateSetup, kind: Optimizer, sub_groups: Sequence[Sequence[int]]
 ) -> dict[str, int]:
     """Return what ZeRO-3's step holds beside its states, at its peak; persistent weights are given up for it."""
     if setup.offload_optimizer != "none":
@@ -416,10 +428,8 @@ def _partitioned_step(
         cast = 4 * size if element_bytes == 2 else 0
         instants.append({"step temporaries": flat + cast})
         instants.append({"fp32 gradients": cast or flat, "step temporaries": kind.step_bytes([size])})
-    small = [one.num_elements for one in every if one.num_elements <= setup.zero.param_persistence_threshold]
-    if setup.num_ranks > 1:
-        is_copied = len(small) > 1
-        instants.append({"persistent weights": element_bytes * sum(small) * (2 if is_copied else 1)})
+    # At last they are gathered together: the buffer, and a copy of each.
+    instants.append({"persistent weights": 2 * _persistent_bytes(weights, setup)})
     return max(instants, key=lambda one: sum(one.values()))
 
 
@@ -429,21 +439,33 @@ def _partitioned_loading(
     """Return the device's peak while ZeRO-3 starts, under zero.Init: weights are shared out as they are made.
 
     A weight is whole while it is made; then each sub-group's masters are cast and cloned; then there are gradients
-    as large as the largest sub-group, which are dropped. Source: deepspeed 0.19.8 `stage3.py`,
+    as large as the largest sub-group, which are dropped; at last every weight is gathered once to hook it, while the
+    one before is still there. Source: deepspeed 0.19.8 `stage3.py`,
     `_create_fp32_partitions`, `initialize_optimizer_states`.
     """
+    every = weights.expanded()
     parts = {"weights": forward["weights"], "frozen weights": forward["frozen weights"]}
     masters, largest = 0, 0
     instants = [{"whole weight": 4 * weights.largest}]
     if setup.offload_optimizer == "none":
         for group in sub_groups:
             size = 4 * sum(group)
-            instants.append({"fp32 masters": masters, "casting": 2 * size})
+            cast = size if setup.weight_element_bytes == 2 and not weights.num_frozen else 0
+            instants.append({"fp32 masters": masters, "casting": size + cast})
             masters += size
             largest = max(largest, size)
         instants.append({"fp32 masters": masters, "fp32 gradients": largest})
     rest = {name: forward[name] for name in ("gradients", "reduction bucket")}
-    instants.append({"fp32 masters": masters, **rest, "whole weight": 2 * weights.largest})
+    pair = max(
+        (
+            sum(every[i].num_elements for i in group[k : k + 2])
+            for group in trainable_groups(every)
+            for k in range(len(group))
+        ),
+        default=0,
+    )
+    pair_bytes = partitioned_element_bytes(weights, setup) * pair
+    instants.append({"fp32 masters": masters, **rest, "whole weights": pair_bytes})
     return {**parts, **max(instants, key=lambda one: sum(one.values()))}
 
 

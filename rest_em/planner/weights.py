@@ -147,11 +147,16 @@ class Weights:
         >>> Weights.of([(name, 1, True) for name in names]).execution_order()
         (1, 0)
         """
-        order: list[int] = []
-        placed = enumerate(self._with_layers())
-        for _, layer in groupby(placed, key=lambda one: one[1][1]):
-            order += [index for index, (weight, _) in sorted(layer, key=lambda one: _position(one[1][0].name))]
-        return tuple(order)
+        return tuple(index for module in self.modules() for index in module)
+
+    def modules(self) -> tuple[tuple[int, ...], ...]:
+        """Return the same indexes by the module that they are in: a norm, an attention, an MLP, an embedding."""
+        modules: list[tuple[int, ...]] = []
+        for _, layer in groupby(enumerate(self._with_layers()), key=lambda one: one[1][1]):
+            placed = sorted((_position(weight.name), index) for index, (weight, _) in layer)
+            for _, module in groupby(placed, key=lambda one: one[0]):
+                modules.append(tuple(index for _, index in module))
+        return tuple(modules)
 
     def _with_layers(self) -> Iterator[tuple[Weight, tuple[int, str]]]:
         """Yield every weight and what tells its layer from the next."""
