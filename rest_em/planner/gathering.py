@@ -97,7 +97,9 @@ class _Coordinator:
         self.flights.update(dict.fromkeys(absent, flight))
         self.held += flight.buffer_bytes
         is_moved = self.setup.offload_param != "none"
-        self.peak = max(self.peak, self.held + (flight.buffer_bytes // self.setup.num_ranks if is_moved else 0))
+        self.peak = max(
+            self.peak, self.held + (flight.buffer_bytes // self.setup.num_ranks if is_moved else 0)
+        )
 
     def _wait(self, index: int) -> None:
         flight = self.flights.pop(index, None)
@@ -116,7 +118,9 @@ class _Coordinator:
             self.held -= flight.buffer_bytes
 
     def _prefetch(self) -> None:
-        limit = min(self.setup.zero.max_live_parameters - self.num_available, self.setup.zero.prefetch_bucket_size)
+        limit = min(
+            self.setup.zero.max_live_parameters - self.num_available, self.setup.zero.prefetch_bucket_size
+        )
         wanted: set[int] = set()
         num_wanted = 0
         while self.queue and num_wanted < limit:
@@ -150,7 +154,7 @@ def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     for module in modules:
         order += [None, *module]
     num_forward = len(order)
-    for module in reversed(modules):
+    for module in reversed(_trained_back(weights, modules)):
         order += [None, *reversed(module)]
     coordinator = _Coordinator(weights, setup, order, partitioned_element_bytes(inventory, setup))
     coordinator.available = {i for i in range(len(weights)) if coordinator.is_persistent(i)}
@@ -158,7 +162,23 @@ def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     forward = _pass(coordinator, range(num_forward))
     after_forward = coordinator.held
     backward = _pass(coordinator, range(num_forward, len(order)))
+    missed = inventory.num_elements - (backward.num_elements[-1] if backward.num_elements else 0)
+    if missed:
+        backward = Progress(
+            (*backward.num_elements, inventory.num_elements), (*backward.peaks, coordinator.held)
+        )
     return Gathered(forward, backward, after_forward)
+
+
+def _trained_back(
+    weights: Sequence[Weight], modules: Sequence[tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the modules that a backward reaches: it ends at the first weight that is trained."""
+    for first, module in enumerate(modules):
+        if any(weights[i].is_trainable for i in module):
+            reached = tuple(i for i in module if weights[i].is_trainable or not weights[i].reads_input)
+            return (reached, *modules[first + 1 :])
+    return ()
 
 
 def _pass(coordinator: _Coordinator, steps: range) -> Progress:

@@ -152,11 +152,30 @@ def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) ->
     return Progress(tuple(moments), tuple(peaks))
 
 
+def autocast_casts(inventory: Weights, setup: StateSetup) -> Progress:
+    """Return the bytes of autocast's bf16 copies of trained weights through a backward.
+
+    A layer's backward needs its own and frees them. They are all there when it begins, as autograd has saved them;
+    with gradient checkpointing a layer's are made when it is recomputed.
+    """
+    weights, layers = inventory.expanded(), inventory.layers()
+    sizes = {
+        i: 2 * one.num_elements for i, one in enumerate(weights) if one.is_trainable and one.is_in_matmul
+    }
+    passed, moments, peaks = 0, [], []
+    left = set(sizes) if setup.precision == "autocast" else set()
+    for index in reversed(inventory.execution_order()):
+        passed += weights[index].num_elements
+        left.discard(index)
+        alive = (i for i in left if not setup.is_checkpointed or layers[i] == layers[index])
+        moments.append(passed)
+        peaks.append(sum(sizes[i] for i in alive))
+    return Progress(tuple(moments), tuple(peaks))
+
+
 def _tied_bytes(weights: Sequence[Weight], element_bytes: int) -> int:
     """Return what is held of a tied weight's gradient until the last part comes; then autograd makes the sum."""
-    return sum(
-        element_bytes * one.num_elements * (one.num_uses - 1) for one in weights if one.is_trainable
-    )
+    return sum(element_bytes * one.num_elements * (one.num_uses - 1) for one in weights if one.is_trainable)
 
 
 class _Bucket:
@@ -166,9 +185,7 @@ class _Bucket:
     `reduce_ipg_grads`, `average_tensor`, `allreduce_bucket`, `copy_grads_in_partition`.
     """
 
-    def __init__(
-        self, layout: Partitions, setup: StateSetup, rank: int, held: int, *, is_last: bool
-    ) -> None:
+    def __init__(self, layout: Partitions, setup: StateSetup, rank: int, held: int, *, is_last: bool) -> None:
         self._is_last = is_last
         self._layout = layout
         self._setup = setup
@@ -221,9 +238,7 @@ class _Bucket:
         self._num_waiting = 0
 
     def _keep(self, index: int) -> None:
-        owned = max(
-            piece.num_elements for piece in self._layout.pieces[index] if piece.rank == self._rank
-        )
+        owned = max(piece.num_elements for piece in self._layout.pieces[index] if piece.rank == self._rank)
         if self._setup.offload_optimizer != "none":
             if self._is_last:
                 self._see(8 * owned)  # the norm in float64, then the fp32 copy that goes to the host

@@ -19,6 +19,7 @@ from rest_em.planner.optimizers import Optimizer, optimizer
 from rest_em.planner.reduction import (
     Partitions,
     Progress,
+    autocast_casts,
     partitioned_element_bytes,
     partitioned_gradients,
     partitions,
@@ -58,8 +59,7 @@ class ModelStates:
     loading: Components
     """The peak while the weights come and the engine starts, all of it; the optimiser has no state yet."""
     autocast_casts_bytes: int
-    """bf16 copies of weights that autocast makes in a forward; each lives until its layer's backward, or with
-    gradient checkpointing until the forward's end."""
+    """bf16 copies of weights that autocast has made at the end of a forward."""
     communication: Components
     """Beyond torch's allocator."""
     host: Components
@@ -79,6 +79,8 @@ class ModelStates:
     first_gradients: Progress
     last_gradients: Progress
     """Of a step's last micro-step, which is also its first without accumulation."""
+    casts: Progress
+    """What is left of autocast's copies through a backward."""
 
     def forward_gathered_bytes(self, num_elements: int) -> int:
         """Return the whole weights that ZeRO-3 holds while a forward reaches this many elements of the weights."""
@@ -105,6 +107,7 @@ class ModelStates:
             + sum(self.backward_buffers.values())
             + self.gradient_bytes(num_elements, is_later=is_later)
             + self.gathered_bytes(num_elements)
+            + self.casts.at(num_elements)
         )
 
     def backward_peak_bytes(self, *, is_later: bool = False) -> int:
@@ -189,6 +192,7 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
         gathering=_NOT_GATHERED,
         first_gradients=plain_gradients(weights, setup, is_later=False),
         last_gradients=plain_gradients(weights, setup, is_later=setup.accumulation > 1),
+        casts=autocast_casts(weights, setup),
     )
 
 
@@ -240,6 +244,7 @@ def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: 
         gathering=_NOT_GATHERED,
         first_gradients=first,
         last_gradients=last,
+        casts=Progress((), ()),
     )
 
 
@@ -257,7 +262,10 @@ def _sharded_step(
     groups = range(len(layout.sizes))
     owned = [layout.owned_pieces(rank, group) for group in groups]
     instants = [
-        {"gradients": gradients, "step temporaries": 8 * max((max(one, default=0) for one in owned), default=0)}
+        {
+            "gradients": gradients,
+            "step temporaries": 8 * max((max(one, default=0) for one in owned), default=0),
+        }
     ]
     for group in groups:
         size = layout.sizes[group]
@@ -302,9 +310,7 @@ def _sharded_loading(weights: Weights, setup: StateSetup, layout: Partitions) ->
     }
 
 
-def _sharded_host(
-    weights: Weights, setup: StateSetup, kind: Optimizer, layout: Partitions
-) -> dict[str, int]:
+def _sharded_host(weights: Weights, setup: StateSetup, kind: Optimizer, layout: Partitions) -> dict[str, int]:
     """Return a node's memory: the optimiser's where it is offloaded, 18/N bytes an element and rank."""
     states = sum(kind.state_bytes(size) for size in layout.sizes)
     if setup.offload_optimizer == "none":
@@ -379,6 +385,7 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         gathering=gathered(weights, setup),
         first_gradients=gradients,
         last_gradients=gradients,
+        casts=Progress((), ()),
     )
 
 
@@ -428,8 +435,7 @@ def _partitioned_step(
         cast = 4 * size if element_bytes == 2 else 0
         instants.append({"step temporaries": flat + cast})
         instants.append({"fp32 gradients": cast or flat, "step temporaries": kind.step_bytes([size])})
-    # At last they are gathered together: the buffer, and a copy of each.
-    instants.append({"persistent weights": 2 * _persistent_bytes(weights, setup)})
+    instants.append({"persistent weights": _persistent_bytes(weights, setup)})  # gathered again at last
     return max(instants, key=lambda one: sum(one.values()))
 
 
@@ -534,8 +540,10 @@ def _host_loading(weights: Weights, setup: StateSetup) -> dict[str, int]:
             "checkpoint": setup.checkpoint_element_bytes * weights.num_elements,
             "weights": setup.weight_element_bytes * parts * setup.local_ranks,
         }
-    frozen = weights.quantised_frozen_bytes() if setup.frozen == "nf4" else weights.num_frozen * (
-        2 if setup.frozen == "bf16" else 4
+    frozen = (
+        weights.quantised_frozen_bytes()
+        if setup.frozen == "nf4"
+        else weights.num_frozen * (2 if setup.frozen == "bf16" else 4)
     )
     return {
         "weights": (4 * weights.num_trainable + frozen) * setup.local_ranks,
@@ -553,7 +561,9 @@ def _saving(weights: Weights, setup: StateSetup) -> dict[str, int]:
     cast = setup.checkpoint_element_bytes * whole
     copied = 0
     if setup.strategy in ("zero1", "zero2"):
-        copied = setup.local_ranks * (setup.weight_element_bytes * weights.num_trainable + _frozen_bytes(weights, setup))
+        copied = setup.local_ranks * (
+            setup.weight_element_bytes * weights.num_trainable + _frozen_bytes(weights, setup)
+        )
     elif setup.strategy == "zero3":
         copied = setup.weight_element_bytes * whole
     if weights.num_frozen:

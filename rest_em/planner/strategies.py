@@ -74,6 +74,8 @@ class StateSetup:
     """transformers' name of the optimiser."""
     frozen: Literal["bf16", "fp32", "nf4"] = "bf16"
     """What weights that are not trained are held in; DeepSpeed's bf16 casts fp32 to bf16."""
+    is_checkpointed: bool = False
+    """Gradient checkpointing: a layer is computed again in the backward."""
     accumulation: int = 1
     """Micro-steps of an optimiser step."""
     offload_optimizer: Offload = "none"

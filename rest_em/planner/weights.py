@@ -44,6 +44,11 @@ class Weight:
         return bool(_EMBEDDING.search(self.name)) and "embed_out" not in self.name
 
     @property
+    def reads_input(self) -> bool:
+        """Whether it is an attention's first projection, which needs no backward if its input needs none."""
+        return bool(_FIRST_PROJECTION.search(self.name))
+
+    @property
     def is_in_matmul(self) -> bool:
         """Whether autocast casts it: a projection, not a norm, a bias or a lookup."""
         return self.is_decayed and (not self.is_embedding or self.num_uses > 1)
@@ -51,6 +56,7 @@ class Weight:
 
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)|(?:^|\.)ln_")
 _EMBEDDING = re.compile(r"embed|(?:^|\.)wte(?:$|\.)|(?:^|\.)wpe(?:$|\.)")
+_FIRST_PROJECTION = re.compile(r"[qkv]_proj|qkv_proj|query_key_value|c_attn")
 _UNQUANTISED = re.compile(r"lm_head|embed_out")
 
 
@@ -157,6 +163,10 @@ class Weights:
             for _, module in groupby(placed, key=lambda one: one[0]):
                 modules.append(tuple(index for _, index in module))
         return tuple(modules)
+
+    def layers(self) -> tuple[tuple[int, str], ...]:
+        """Return for each weight of `expanded` what it shares with the other weights of its layer only."""
+        return tuple(layer for _, layer in self._with_layers())
 
     def _with_layers(self) -> Iterator[tuple[Weight, tuple[int, str]]]:
         """Yield every weight and what tells its layer from the next."""
