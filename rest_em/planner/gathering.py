@@ -1,12 +1,12 @@
-"""Which weights ZeRO-3 has gathered through a forward and a backward pass: its coordinator followed over sizes.
+"""Which weights ZeRO-3 has gathered through a micro-step: its coordinator followed over sizes.
 
-Every weight counts as a module of its own, in the order of the forward and back, after the module that it is in,
-which gathers nothing for itself and gathers ahead. Steady passes only: DeepSpeed
-records the order in the second, and gathers ahead from the third on. Left out: a pass with gradient checkpointing,
-whose recomputation gathers a layer once more while its neighbours are alive.
+Every weight counts as a module of its own, in the order of the forward and back, after the module that it is
+in, which gathers nothing for itself and gathers ahead. Steady passes only: DeepSpeed records the order in the
+second, and gathers ahead from the third on. Left out: a pass with gradient checkpointing, whose recomputation
+gathers a layer once more while its neighbours are alive.
 
-Source: deepspeed 0.19.8 `partitioned_param_coordinator.py`, `_fetch_sub_module_impl` and `__params_to_release`;
-`partition_parameters.py`, `_all_gather_coalesced` and `AllGatherCoalescedHandle`.
+Source: deepspeed 0.19.8 `partitioned_param_coordinator.py`, `_fetch_sub_module_impl` and
+`__params_to_release`; `partition_parameters.py`, `_all_gather_coalesced` and `AllGatherCoalescedHandle`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bytes of an optimiser, by the name that `training.optim` gives it: its state, and what a step needs besides.
+"""Bytes of an optimiser, by the name in `training.optim`: its state, and what a step needs besides.
 
 The optimisers that transformers' Trainer makes and whose memory is known; another name is an error. Sources:
-torch 2.13 `torch/optim`, transformers 5.23 `trainer_optimizer.py` and `Trainer.create_optimizer`, bitsandbytes'
-`optim/optimizer.py` (read, not measured).
+torch 2.13 `torch/optim`, transformers 5.23 `trainer_optimizer.py` and `Trainer.create_optimizer`,
+bitsandbytes' `optim/optimizer.py` (read, not measured).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Optimizer:
     num_moments: int
     """Numbers it keeps for each element: Adam 2, Lion 1, SGD without momentum none."""
     step: Literal["in place", "one tensor", "group"] = "in place"
-    """What the step's temporaries are as large as: nothing, the largest weight, or the whole group of weights."""
+    """What a step's temporaries are as large as: nothing, the largest weight, or a group of weights."""
     step_element_bytes: int = 0
     """Temporaries of an element of that."""
     is_8bit: bool = False
-    """bitsandbytes: a byte an element and an fp32 scale for a block of 256; tensors below 4096 stay in fp32."""
+    """bitsandbytes: a byte an element, an fp32 scale for 256 of them; below 4096 elements fp32."""
     is_paged: bool = False
     """In CUDA's managed memory, which is paged out to the host when the device is full."""
     is_factored: bool = False

@@ -1,8 +1,8 @@
 """How gradients grow and are reduced through a backward pass, under each strategy, weight by weight.
 
 Every strategy's bookkeeping is followed as its code does it, over sizes only: which storages are alive when a
-weight's gradient is produced. Gradients are taken in the reverse order of the forward. Left out: activations, and
-that on a GPU a storage that another stream has read is freed late.
+weight's gradient is produced. Gradients are taken in the reverse order of the forward. Left out: activations,
+and that on a GPU a storage that another stream has read is freed late.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Partitions:
-    """Who owns what in ZeRO-1 and 2: each of the optimiser's groups is flattened, padded and cut in equal parts.
+    """Who owns what in ZeRO-1 and 2: a group of the optimiser is flattened, padded and cut in equal parts.
 
-    Source: deepspeed 0.19.8 `stage_1_and_2.py`, `DeepSpeedZeroOptimizer.__init__` (the alignment is two elements a
-    rank) and `get_partition_info`.
+    Source: deepspeed 0.19.8 `stage_1_and_2.py`, `DeepSpeedZeroOptimizer.__init__` (the alignment is two
+    elements a rank) and `get_partition_info`.
     """
 
     sizes: tuple[int, ...]
@@ -155,8 +155,8 @@ def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) ->
 def autocast_casts(inventory: Weights, setup: StateSetup) -> Progress:
     """Return the bytes of autocast's bf16 copies of trained weights through a backward.
 
-    A layer's backward needs its own and frees them. They are all there when it begins, as autograd has saved them;
-    with gradient checkpointing a layer's are made when it is recomputed.
+    A layer's backward needs its own and frees them. They are all there when it begins, as autograd has saved
+    them; with gradient checkpointing a layer's are made when it is recomputed.
     """
     weights, layers = inventory.expanded(), inventory.layers()
     sizes = {
@@ -174,7 +174,7 @@ def autocast_casts(inventory: Weights, setup: StateSetup) -> Progress:
 
 
 def _tied_bytes(weights: Sequence[Weight], element_bytes: int) -> int:
-    """Return what is held of a tied weight's gradient until the last part comes; then autograd makes the sum."""
+    """Return what is held of a tied weight's gradient until its last part comes and autograd sums up."""
     return sum(element_bytes * one.num_elements * (one.num_uses - 1) for one in weights if one.is_trainable)
 
 
@@ -293,9 +293,10 @@ def sharded_gradients(
     is_later: bool,
     is_last: bool,
 ) -> tuple[Progress, int]:
-    """Return the gradients' bytes under ZeRO-1 or 2 without the bucket, and what is left after the backward.
+    """Return the gradients under ZeRO-1 or 2 without the bucket, and what is left after the backward.
 
-    ZeRO-2 reduces as gradients come; ZeRO-1 keeps all of them and reduces after the last micro-step's backward.
+    ZeRO-2 reduces as gradients come; ZeRO-1 keeps all of them and reduces after the last micro-step's
+    backward.
 
     Args:
         is_later: whether a micro-step of the same step came before.

@@ -1,11 +1,11 @@
 """The memory of model states: weights, gradients, optimiser states, buffers, host memory and disk.
 
-What is resident on the fullest device at named instants of a step, by component, under every strategy that rest_em
-trains with. `tests/planner/test_states.py` holds it against DeepSpeed's own engine. Left out: activations and what
-the model computes; CUDA's context; the allocator's fragmentation.
+What is resident on the fullest device at named instants of a step, by component, under every strategy that
+rest_em trains with. `tests/planner/test_states.py` holds it against DeepSpeed's own engine. Left out:
+activations and what the model computes; CUDA's context; the allocator's fragmentation.
 
-Confidence: within 0.5 % of the real engine on two CPU ranks without offload, and with ZeRO-2's offload to the host;
-ZeRO-3's offload, NVMe, 8-bit and paged optimisers, nf4 and NCCL are read or reported, not measured.
+Confidence: within 0.5 % of the real engine on two CPU ranks without offload, and with ZeRO-2's offload to the
+host; ZeRO-3's offload, NVMe, 8-bit and paged optimisers, nf4 and NCCL are read or reported, not measured.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ModelStates:
     """What is left of autocast's copies through a backward."""
 
     def forward_gathered_bytes(self, num_elements: int) -> int:
-        """Return the whole weights that ZeRO-3 holds while a forward reaches this many elements of the weights."""
+        """Return ZeRO-3's whole weights while a forward reaches this many elements of the weights."""
         return self.gathering.forward.at(num_elements)
 
     def gathered_bytes(self, num_elements: int) -> int:
@@ -91,12 +91,14 @@ class ModelStates:
         return self.gathering.backward.at(num_elements)
 
     def gradient_bytes(self, num_elements: int, *, is_later: bool = False) -> int:
-        """Return the gradients' bytes while a backward reaches this many elements, counted from the last weight.
+        """Return the gradients while a backward reaches this many elements, from the last weight on.
 
-        With the transients of reducing them; without `backward_buffers`. A frozen weight's elements count, too.
+        With the transients of reducing them; without `backward_buffers`. A frozen weight's elements count,
+        too.
 
         Args:
-            is_later: whether it is the last of several micro-steps; what `accumulated` holds is in the figure.
+            is_later: whether it is the last of several micro-steps; what `accumulated` holds is in the
+            figure.
         """
         return (self.last_gradients if is_later else self.first_gradients).at(num_elements)
 
@@ -151,8 +153,8 @@ _NOT_GATHERED = Gathered(Progress((), ()), Progress((), ()), 0)
 def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> ModelStates:
     """Return the states of one device, or of DDP, on which every rank has everything.
 
-    DDP's reducer keeps its buckets beside the gradients, which rest_em lets it do (`gradient_as_bucket_view` is
-    off in accelerate). Source: torch 2.13, `csrc/distributed/c10d/reducer.cpp`.
+    DDP's reducer keeps its buckets beside the gradients, which rest_em lets it do (`gradient_as_bucket_view`
+    is off in accelerate). Source: torch 2.13, `csrc/distributed/c10d/reducer.cpp`.
     """
     every = weights.expanded()
     trained = tuple(one for one in every if one.is_trainable)
@@ -199,7 +201,8 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
 def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: int | None) -> ModelStates:
     """Return the states of ZeRO-1 and 2: whole weights, a part of the masters, the states and the gradients.
 
-    Source: deepspeed 0.19.8 `stage_1_and_2.py`, `DeepSpeedZeroOptimizer.__init__`, `setup_buckets` and `step`.
+    Source: deepspeed 0.19.8 `stage_1_and_2.py`, `DeepSpeedZeroOptimizer.__init__`, `setup_buckets` and
+    `step`.
     """
     every = weights.expanded()
     layout = partitions(every, setup.num_ranks)
@@ -253,8 +256,9 @@ def _sharded_step(
 ) -> dict[str, int]:
     """Return what ZeRO-1's and 2's step holds beside the weights and states, at its peak.
 
-    The norm goes weight by weight in float64. Then a group at a time: its gradients are flattened, then cast to
-    fp32, then the optimiser steps. The half-precision gradients are one storage, which the last group frees.
+    The norm goes weight by weight in float64. Then a group at a time: its gradients are flattened, then cast
+    to fp32, then the optimiser steps. The half-precision gradients are one storage, which the last group
+    frees.
     """
     if setup.offload_optimizer != "none":
         return {"gradients": 0}
@@ -343,8 +347,8 @@ def _pinned_bytes(weights: Weights, setup: StateSetup, layout: Partitions) -> in
 def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> ModelStates:
     """Return the states of ZeRO-3: a part of everything, each weight rounded up, and what is gathered.
 
-    Weights of at most the persistence threshold stay whole beside their parts. The bucket and the gradients' parts
-    are there from the start. Source: deepspeed 0.19.8 `stage3.py`, `_setup_for_real_optimizer`, `step`;
+    Weights of at most the persistence threshold stay whole beside their parts. The bucket and the gradients'
+    parts are there from the start. Source: deepspeed 0.19.8 `stage3.py`, `_setup_for_real_optimizer`, `step`;
     `parameter_offload.py`, `mark_persistent_parameters`.
     """
     every = weights.expanded()
@@ -423,7 +427,7 @@ def _sub_groups(every: Sequence[Weight], setup: StateSetup) -> tuple[tuple[int, 
 def _partitioned_step(
     weights: Weights, setup: StateSetup, kind: Optimizer, sub_groups: Sequence[Sequence[int]]
 ) -> dict[str, int]:
-    """Return what ZeRO-3's step holds beside its states, at its peak; persistent weights are given up for it."""
+    """Return what ZeRO-3's step holds beside its states, without persistent weights, at its peak."""
     if setup.offload_optimizer != "none":
         return {"step temporaries": 0}
     element_bytes = setup.weight_element_bytes
@@ -444,15 +448,13 @@ def _partitioned_loading(
 ) -> dict[str, int]:
     """Return the device's peak while ZeRO-3 starts, under zero.Init: weights are shared out as they are made.
 
-    A weight is whole while it is made; then each sub-group's masters are cast and cloned; then there are gradients
-    as large as the largest sub-group, which are dropped; at last every weight is gathered once to hook it, while the
-    one before is still there. Source: deepspeed 0.19.8 `stage3.py`,
-    `_create_fp32_partitions`, `initialize_optimizer_states`.
+    A weight is whole while it is made; then each sub-group's masters are cast and cloned; then there are
+    gradients as large as the largest sub-group, which are dropped; at last every weight is gathered once to
+    hook it. Source: deepspeed 0.19.8 `stage3.py`, `_create_fp32_partitions`, `initialize_optimizer_states`.
     """
-    every = weights.expanded()
     parts = {"weights": forward["weights"], "frozen weights": forward["frozen weights"]}
     masters, largest = 0, 0
-    instants = [{"whole weight": 4 * weights.largest}]
+    instants: list[dict[str, int]] = [{"whole weight": 4 * weights.largest}]
     if setup.offload_optimizer == "none":
         for group in sub_groups:
             size = 4 * sum(group)
@@ -462,26 +464,19 @@ def _partitioned_loading(
             largest = max(largest, size)
         instants.append({"fp32 masters": masters, "fp32 gradients": largest})
     rest = {name: forward[name] for name in ("gradients", "reduction bucket")}
-    pair = max(
-        (
-            sum(every[i].num_elements for i in group[k : k + 2])
-            for group in trainable_groups(every)
-            for k in range(len(group))
-        ),
-        default=0,
-    )
-    pair_bytes = partitioned_element_bytes(weights, setup) * pair
-    instants.append({"fp32 masters": masters, **rest, "whole weights": pair_bytes})
-    return {**parts, **max(instants, key=lambda one: sum(one.values()))}
+    whole = partitioned_element_bytes(weights, setup) * weights.largest_trainable
+    instants.append({"fp32 masters": masters, **rest, "whole weight": whole})
+    fullest: dict[str, int] = max(instants, key=lambda one: sum(one.values()))
+    return {**parts, **fullest}
 
 
 def _partitioned_host(
     setup: StateSetup, kind: Optimizer, share: int, frozen_share: int, sub_groups: Sequence[Sequence[int]]
 ) -> dict[str, int]:
-    """Return a node's memory under ZeRO-3: 18/N bytes an element with the optimiser offloaded, 20/N with weights.
+    """Return a node's memory: 18/N bytes an element with the optimiser offloaded, 20/N with weights.
 
-    NVMe keeps buffers for what it swaps: four of the largest sub-group in fp32, five of 1e8 elements for weights.
-    Low confidence: read, not measured.
+    NVMe keeps buffers for what it swaps: four of the largest sub-group in fp32, five of 1e8 elements for
+    weights. Low confidence: read, not measured.
     """
     element_bytes, zero = setup.weight_element_bytes, setup.zero
     states = sum(kind.state_bytes(sum(group)) for group in sub_groups)
@@ -530,9 +525,10 @@ def _swap(setup: StateSetup, kind: Optimizer, share: int, frozen_share: int) -> 
 def _host_loading(weights: Weights, setup: StateSetup) -> dict[str, int]:
     """Return a node's memory while DeepSpeed's ranks load.
 
-    ZeRO-1 and 2: every rank reads the whole model, what is trained in fp32, and casts it before it moves. ZeRO-3:
-    rank 0 alone reads the checkpoint. Its parts then go through the host once, to lie in one piece. Source:
-    transformers 5.23 `modeling_utils.py`, `_load_pretrained_model`; deepspeed 0.19.8 `zero/utils.py`, `defragment`.
+    ZeRO-1 and 2: every rank reads the whole model, what is trained in fp32, and casts it before it moves.
+    ZeRO-3: rank 0 alone reads the checkpoint. Its parts then go through the host once, to lie in one piece.
+    Source: transformers 5.23 `modeling_utils.py`, `_load_pretrained_model`; deepspeed 0.19.8 `zero/utils.py`,
+    `defragment`.
     """
     if setup.strategy == "zero3":
         parts = weights.num_padded(setup.num_ranks, is_trainable=True)
@@ -554,8 +550,9 @@ def _host_loading(weights: Weights, setup: StateSetup) -> dict[str, int]:
 def _saving(weights: Weights, setup: StateSetup) -> dict[str, int]:
     """Return rank 0's host memory while it writes a checkpoint.
 
-    The weights are cast to the checkpoint's precision on the host. An adapter is merged into a fresh base, which is
-    read in fp32. Under ZeRO every rank of 1 and 2 copies its weights to the host first; ZeRO-3 gathers them there.
+    The weights are cast to the checkpoint's precision on the host. An adapter is merged into a fresh base,
+    which is read in fp32. Under ZeRO every rank of 1 and 2 copies its weights to the host first; ZeRO-3
+    gathers them there.
     """
     whole = weights.num_elements
     cast = setup.checkpoint_element_bytes * whole

@@ -1,4 +1,4 @@
-"""How a training is set up, as far as memory depends on it: strategy, ranks, precision, DeepSpeed's settings."""
+"""How a training is set up, as far as memory depends on it: strategy, ranks, precision, ZeRO's settings."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class Weights:
         return tuple(index for module in self.modules() for index in module)
 
     def modules(self) -> tuple[tuple[int, ...], ...]:
-        """Return the same indexes by the module that they are in: a norm, an attention, an MLP, an embedding."""
+        """Return the same indexes by the module that they are in: a norm, an attention, an MLP."""
         modules: list[tuple[int, ...]] = []
         for _, layer in groupby(enumerate(self._with_layers()), key=lambda one: one[1][1]):
             placed = sorted((_position(weight.name), index) for index, (weight, _) in layer)

@@ -1,7 +1,7 @@
-"""Measures what a training strategy keeps in memory: the real engine, two CPU ranks, every storage counted.
+"""Measures what a training strategy keeps in memory: the real engine, two CPU ranks, every storage.
 
-`measure` starts this file twice, as two ranks that gloo joins; each trains a small Llama for three steps under
-every case, one after another, and rank 0 writes what it saw.
+`measure` starts this file twice, as two ranks that gloo joins; each trains a small Llama for three steps
+under every case, one after another, and rank 0 writes what it saw.
 
 Left out: what torch does not allocate (NCCL, CUDA's context), and operators inside fused kernels.
 """
@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 COLLECTED_FROM_BYTES = 50_000
-"""A new peak that is higher by this is one only if it is no garbage."""
+"""A new peak that is higher by this counts only if it is no garbage."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -66,7 +66,9 @@ class LiveBytes(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, forget)
         self.current += num_bytes
         if self.current > self.peak + COLLECTED_FROM_BYTES:
-            gc.collect()  # a cycle keeps its storages until Python looks, which it does at any time
+            # A cycle keeps its storages until Python looks, gloo's thread its last tensor for a moment.
+            gc.collect()
+            time.sleep(0.005)
         self.peak = max(self.peak, self.current)
 
 
@@ -201,8 +203,9 @@ class _Engine:
 def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
     """Return bytes by instant, those of the last step, with `weights` and the case itself.
 
-    Instants: `initialised` and the `initialising` peak; `forward` (before it) and `forward_peak`; for each micro-step `gathered`
-    (after the forward), `backward` (peak) and `after_backward`; `step` (peak) and `after_step`.
+    Instants: `initialised` and the `initialising` peak; `forward` (before it) and `forward_peak`; for each
+    micro-step `gathered` (after the forward), `backward` (peak) and `after_backward`; `step` (peak) and
+    `after_step`.
     """
     ids = torch.arange(2)[None]
     gc.collect()
