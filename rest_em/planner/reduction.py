@@ -29,13 +29,15 @@ class Progress:
     peaks: tuple[int, ...]
 
     def at(self, num_elements: int) -> int:
-        """Return the most bytes while the weight is worked on that reaches this number of elements."""
+        """Return the most bytes while the weight is worked on that reaches this number of elements.
+
+        What comes after the last weight belongs to the number of all elements.
+        """
         if not self.peaks:
             return 0
         first = min(bisect_left(self.num_elements, num_elements), len(self.peaks) - 1)
-        reached = self.num_elements[first]
         last = first
-        while last + 1 < len(self.peaks) and self.num_elements[last + 1] == reached:
+        while last + 1 < len(self.peaks) and self.num_elements[last + 1] <= num_elements:
             last += 1
         return max(self.peaks[first : last + 1])
 

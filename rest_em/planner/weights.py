@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 
@@ -171,7 +171,7 @@ class Weights:
     def _with_layers(self) -> Iterator[tuple[Weight, tuple[int, str]]]:
         """Yield every weight and what tells its layer from the next."""
         for block, (count, items) in enumerate(groupby(self.items, key=lambda one: one.count)):
-            layer = tuple(items)
+            layer = tuple(replace(one, count=1) for one in items)
             for repetition in range(count):
                 for weight in layer:
                     number = _NUMBER.search(weight.name) if count == 1 else None

@@ -29,6 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rest_em.planner.states import model_states
+from rest_em.planner.strategies import StateSetup, ZeroSettings
+from rest_em.planner.weights import Weights
+
+TIMEOUT_SECONDS = 280
 COLLECTED_FROM_BYTES = 50_000
 """A new peak that is higher by this counts only if it is no garbage."""
 
@@ -68,7 +73,7 @@ class LiveBytes(TorchDispatchMode):
         if self.current > self.peak + COLLECTED_FROM_BYTES:
             # A cycle keeps its storages until Python looks, gloo's thread its last tensor for a moment.
             gc.collect()
-            time.sleep(0.005)
+            time.sleep(0.002)
         self.peak = max(self.peak, self.current)
 
 
@@ -80,20 +85,95 @@ def measure(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=(folder / f"rank_{rank}.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    codes = [rank.wait() for rank in ranks]
+    logs = [folder / f"rank_{rank}.log" for rank in range(2)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with log.open("wb") as output:
+            ranks.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    try:
+        codes = [rank.wait(timeout=TIMEOUT_SECONDS) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     if any(codes):
-        logs = "\n".join((folder / f"rank_{rank}.log").read_text(encoding="utf-8") for rank in range(2))
-        raise RuntimeError(f"the ranks ended with {codes}:\n{logs[-4000:]}")
+        output = "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in logs)
+        raise RuntimeError(f"the ranks ended with {codes}:\n{output}")
     return [json.loads(line) for line in (folder / "measured.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+MODEL = {
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "tie_word_embeddings": False,
+}
+"""8 million weights: with two tokens, activations are 0.2 % of the states."""
+LORA = {"r": 64, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+def case(strategy: str, precision: str = "bf16", **settings: Any) -> dict[str, Any]:
+    """Return a case: its settings are `optimizer`, `accumulation`, `lora`, `model` and `zero`.
+
+    ZeRO-3's come last in a list: its linear layer stays in a process that has once had it.
+    """
+    return {
+        "strategy": strategy,
+        "precision": precision,
+        "optimizer": settings.get("optimizer", "fused"),
+        "accumulation": settings.get("accumulation", 1),
+        "lora": settings.get("lora"),
+        "model": {**MODEL, **settings.get("model", {})},
+        "zero": {"reduce_bucket_size": 1_000_000, **settings.get("zero", {})},
+    }
+
+
+def planned(found: dict[str, Any]) -> tuple[Weights, StateSetup]:
+    """Return a measured case as the planner has it."""
+    case = found["case"]
+    zero = {name.removeprefix("stage3_"): value for name, value in case["zero"].items()}
+    offload = zero.pop("offload_optimizer", {"device": "none"})
+    weights = Weights.of(
+        [tuple(one) for one in found["weights"]], is_tied=case["model"]["tie_word_embeddings"]
+    )
+    setup = StateSetup(
+        strategy=case["strategy"],
+        num_ranks=2,
+        precision=case["precision"],
+        optim={"fused": "adamw_torch_fused", "foreach": "adamw_torch"}[case["optimizer"]],
+        frozen="fp32" if case["precision"] == "fp32" else "bf16",
+        accumulation=case["accumulation"],
+        offload_optimizer=offload["device"],
+        zero=ZeroSettings(**zero),
+    )
+    return weights, setup
+
+
+def compared(found: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return measured and predicted bytes of each instant; device and host together, for a CPU is both."""
+    states = model_states(*planned(found), rank=0)
+    resident = sum(states.forward.values()) + sum(states.host.values())
+    accumulated = sum(states.accumulated.values())
+    gathered = states.autocast_casts_bytes + states.gathering.after_forward
+    casts = states.autocast_casts_bytes + states.gathering.forward.peak
+    rows = {
+        "starting": (found["initialising"], sum(states.loading.values())),
+        "before the step": (found["forward"], resident),
+    }
+    for number, (before, after_forward, peak, _) in enumerate(found["micro_steps"]):
+        held = resident + (accumulated if number else 0)
+        backward = states.backward_peak_bytes(is_later=number > 0) + sum(states.host.values())
+        rows[f"before micro-step {number}"] = (before, held)
+        rows[f"after forward {number}"] = (after_forward, held + gathered)
+        rows[f"backward {number}"] = (peak, backward)
+    rows["forward"] = (found["forward_peak"], held + casts)
+    rows["after backward"] = (found["micro_steps"][-1][-1], resident + sum(states.after_backward.values()))
+    rows["step"] = (found["step"], sum(states.step.values()) + sum(states.host.values()))
+    rows["after the step"] = (found["after_step"], resident)
+    return rows
 
 
 def llama(case: dict[str, Any], partitioned: AbstractContextManager[Any] | None = None) -> Any:
@@ -200,7 +280,7 @@ class _Engine:
             self._model.destroy()
 
 
-def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
+def _run_case(case: dict[str, Any]) -> dict[str, Any]:
     """Return bytes by instant, those of the last step, with `weights` and the case itself.
 
     Instants: `initialised` and the `initialising` peak; `forward` (before it) and `forward_peak`; for each
@@ -214,7 +294,8 @@ def _run_case(case: dict[str, Any], num_steps: int = 3) -> dict[str, Any]:
         engine = _Engine(case)
         _settle()
         found: dict[str, Any] = {"initialising": live.peak, "initialised": live.current}
-        for _ in range(num_steps):
+        # The optimiser's states come with the first step; ZeRO-3 records an order in the second.
+        for _ in range(3 if case["strategy"] == "zero3" else 2):
             found["forward"] = live.current
             found["micro_steps"] = []
             for micro_step in range(case["accumulation"]):
