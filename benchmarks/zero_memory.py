@@ -1,8 +1,8 @@
 """Model states beside what DeepSpeed's real engine holds: two CPU ranks, every storage counted.
 
-A Llama of 8 million weights trains under each strategy. Printed are MB at each instant, measured / planned, and
-the step's peak beside DeepSpeed's own estimate. The figures are bytes of storages, the same on every machine; on
-a CPU device and host are one, so an offload's are the sum of both.
+A Llama of 8 million weights trains under each strategy. Printed are MB at each instant, measured / planned,
+and the step's peak beside DeepSpeed's own estimate. The figures are bytes of storages, the same on every
+machine; on a CPU device and host are one, so an offload's are the sum of both.
 
     python benchmarks/zero_memory.py
 """
@@ -54,7 +54,7 @@ def main() -> None:
     for found in measured:
         rows = compared(found)
         cells = [f"{rows[name][0] / 1e6:.2f} / {rows[name][1] / 1e6:.2f}" for name in INSTANTS]
-        largest = max((abs(rows[name][1] / rows[name][0] - 1) for name in INSTANTS))
+        largest = max(abs(rows[name][1] / rows[name][0] - 1) for name in INSTANTS)
         print(f"| {_title(found['case'])} | {' | '.join(cells)} | {100 * largest:.2f} % |")
     print("\n| case | step, measured MB | planner MB | DeepSpeed's estimate MB |\n|---|---:|---:|---:|")
     for found in measured:
