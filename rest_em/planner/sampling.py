@@ -78,7 +78,9 @@ class SamplingSetup:
         if self.tensor_parallel > 1 and self.engine != "server":
             raise ValueError(f"engine {self.engine} has no tensor parallelism; use server")
         if self.common_head >= self.longest_prompt:
-            raise ValueError(f"common_head {self.common_head} is not below longest_prompt {self.longest_prompt}")
+            raise ValueError(
+                f"common_head {self.common_head} is not below longest_prompt {self.longest_prompt}"
+            )
 
     @property
     def unit_problems(self) -> int:
@@ -240,14 +242,14 @@ def _shared_prefix(shape: ModelShape, setup: SamplingSetup) -> tuple[Components,
             base,
             instant="head",
             kv_cache_head=max(0, head - 1) * token_kv,
-            activations=_prefill_bytes(shape, setup, 1, head, head, has_mask=True) if head else 0,
+            activations=_prefill_bytes(shape, setup, 1, head, head) if head else 0,
             inputs=16 * head + head * head,
         ),
         replace(
             held,
             instant="prefill",
             logits=0,
-            activations=_prefill_bytes(shape, setup, setup.group, own, head + own, has_mask=True),
+            activations=_prefill_bytes(shape, setup, setup.group, own, head + own),
             inputs=8 * setup.group * own + own * (head + own),
         ),
         replace(
@@ -270,7 +272,7 @@ def _shared_prefix(shape: ModelShape, setup: SamplingSetup) -> tuple[Components,
             instant="refill",
             logits=0,
             kv_cache_prompts=kept * later // setup.group,
-            activations=_prefill_bytes(shape, setup, later, own, head + own, has_mask=True),
+            activations=_prefill_bytes(shape, setup, later, own, head + own),
             inputs=8 * later * own + own * (head + own) + rows * capacity,
         )
         instants.append(refill)
@@ -301,7 +303,7 @@ def _stock(shape: ModelShape, setup: SamplingSetup) -> tuple[Components, ...]:
             base,
             instant="prefill",
             kv_cache_rows=prompt * layer_kv * shape.num_layers,
-            activations=_prefill_bytes(shape, setup, rows, prompt, prompt, has_mask=False),
+            activations=_prefill_bytes(shape, setup, rows, prompt, prompt),
             inputs=32 * rows * prompt,
         ),
         replace(
@@ -389,53 +391,81 @@ def _mlp_width(shape: ModelShape) -> int:
     return around + shape.intermediate_size * (4 if shape.family == "phi3" else 3)
 
 
-def _attention_width(shape: ModelShape) -> int:
-    """Return the numbers a token while queries, then keys, are rotated."""
+def _attention_bytes(shape: ModelShape, width: int) -> int:
+    """Return the bytes a token before the attention: queries, then keys, being rotated, or queries normalised."""
     query, kv = shape.query_width, shape.kv_width
     rotating = max(4 * query + 2 * kv, 2 * query + 5 * kv) if shape.rotary_dim else 2 * (query + kv)
-    return 3 * shape.hidden_size + 2 * shape.rotary_dim + rotating
+    normalising = query * (width + 8) if shape.has_qk_norm and width == 2 else 0
+    return width * (3 * shape.hidden_size + 2 * shape.rotary_dim) + max(width * rotating, normalising)
 
 
-def _prefill_bytes(
-    shape: ModelShape, setup: SamplingSetup, num_prompts: int, new: int, seen: int, *, has_mask: bool
-) -> int:
-    """Return the activations of a pass over prompts beside all layers' keys and values.
+def _prefill_bytes(shape: ModelShape, setup: SamplingSetup, num_prompts: int, new: int, seen: int) -> int:
+    """Return the activations of a pass over prompts, beside all layers' keys and values.
 
     Args:
         new: tokens a prompt computed now.
         seen: tokens that the last of them attends to.
-        has_mask: whether the engine gives its attention a mask.
     """
     width, tokens = setup.dtype_bytes, num_prompts * new
-    kept = tokens * width * (_kept_width(shape) if setup.engine == "shared_prefix" else 2 * shape.kv_width)
-    query, kv = shape.query_width, shape.kv_width
-    windowed = not has_mask and any(window is not None and window < seen for window in shape.windows)
-    joined = 2 * kv * num_prompts * seen * width if has_mask and seen > new else 0
-    attending = tokens * width * (3 * shape.hidden_size + 2 * shape.rotary_dim + 2 * query + 2 * kv) + joined
-    grouped = shape.num_heads != shape.num_kv_heads
-    fused = not grouped if setup.has_fused_attention is None else setup.has_fused_attention
-    if shape.has_logit_cap or (has_mask and not fused):
-        attending += 8 * num_prompts * shape.num_heads * new * seen
-        attending += 2 * query * num_prompts * seen * width if grouped else 0
-        attending += query * (tokens + 2 * num_prompts * seen) * 4 if width == 2 and has_mask else 0
-    elif windowed:
-        attending += query * num_prompts * width * ((2 * seen if grouped else 0))
-    return max(
-        tokens * width * _mlp_width(shape), tokens * width * _attention_width(shape) - kept, attending - kept
-    )
+    is_shared = setup.engine == "shared_prefix"
+    kept = tokens * width * (_kept_width(shape) if is_shared else 2 * shape.kv_width)
+    attend = _shared_attention_bytes if is_shared else _stock_attention_bytes
+    attending = max(tokens * _attention_bytes(shape, width), attend(shape, setup, num_prompts, new, seen))
+    return max(tokens * width * _mlp_width(shape), attending - kept)
+
+
+def _shared_attention_bytes(
+    shape: ModelShape, setup: SamplingSetup, num_prompts: int, new: int, seen: int
+) -> int:
+    """Return what is held inside the attention over prompts: the head joined to them, and masked scores.
+
+    Without a fused kernel torch computes scores and their softmax in float32, 8 bytes a pair, on keys and values
+    repeated for each query head, and float32 copies of what it is given in bfloat16.
+    """
+    width, query, kv = setup.dtype_bytes, shape.query_width, shape.kv_width
+    tokens, all_seen = num_prompts * new, num_prompts * seen
+    is_grouped = shape.num_heads != shape.num_kv_heads
+    held = tokens * width * (3 * shape.hidden_size + 2 * shape.rotary_dim + 2 * query + 2 * kv)
+    held += 2 * kv * all_seen * width if seen > new else 0
+    if (not is_grouped) if setup.has_fused_attention is None else setup.has_fused_attention:
+        return held
+    held += 8 * shape.num_heads * tokens * seen
+    held += 2 * query * all_seen * width if is_grouped else 0
+    return held + (4 * query * (tokens + 2 * all_seen) if width == 2 else 0)
+
+
+def _stock_attention_bytes(
+    shape: ModelShape, setup: SamplingSetup, num_prompts: int, new: int, seen: int
+) -> int:
+    """Return what is held inside the model's own attention over prompts.
+
+    Gemma 2 computes its scores eagerly. Where a window is shorter than the prompt there is a mask, in the model's
+    precision for each prompt, and keys and values are repeated for each query head.
+    """
+    width, query, kv = setup.dtype_bytes, shape.query_width, shape.kv_width
+    tokens = num_prompts * new
+    held = tokens * width * (3 * shape.hidden_size + 2 * shape.rotary_dim + query + 2 * kv)
+    repeated = 2 * query * num_prompts * seen * width
+    if shape.has_logit_cap:
+        return held + repeated + (8 * shape.num_heads + 2 * width) * tokens * seen
+    if any(window is not None and window < seen for window in shape.windows):
+        return held + query * tokens * width + repeated + width * tokens * seen
+    return held + query * tokens * width
 
 
 def _step_bytes(shape: ModelShape, setup: SamplingSetup, seen: int) -> int:
     """Return the activations of one new token a row.
 
-    The shared-prefix engine's scores, and its weights in float32, are whole: 8 bytes a row, head and place.
+    The shared-prefix engine's scores, and its weights in float32, are whole: 8 bytes a row, head and place. Gemma 2's
+    own are as well, on repeated keys and values.
     """
     rows, width = setup.rows, setup.dtype_bytes
     around = rows * width * (3 * shape.hidden_size + 2 * shape.query_width + 2 * shape.kv_width)
-    scores = 8 * rows * shape.num_heads * seen if setup.engine == "shared_prefix" else 0
-    return max(
-        rows * width * _mlp_width(shape), rows * width * _attention_width(shape), around + scores if scores else 0
-    )
+    if setup.engine == "shared_prefix":
+        around += 8 * rows * shape.num_heads * seen
+    elif shape.has_logit_cap:
+        around += rows * seen * (8 * shape.num_heads + 2 * shape.query_width * width)
+    return max(rows * width * _mlp_width(shape), rows * _attention_bytes(shape, width), around)
 
 
 def _draw_bytes(shape: ModelShape, setup: SamplingSetup, *, logit_bytes: int) -> int:
