@@ -1,9 +1,10 @@
 """Time of the E-step: a roofline of one decoding step, integrated over the lengths of a unit's solutions.
 
-Takes plain rates of a device, so that it can be read and checked alone. Lengths are exponential, cut off at the cap,
-and a unit's schedule is played out as the engine does it: how many rows are in use at each step is counted, not
-estimated. Left out: loading the model, the tokenizer and the host's work between steps (stop strings, random numbers),
-and waiting for the last rank beyond whole units. Nothing here has been measured on a GPU.
+Takes plain rates of a device, so that it can be read and checked alone. Lengths are exponential, cut off at
+the cap, and a unit's schedule is played out as the engine does it: how many rows are in use at each step is
+counted, not estimated. Left out: loading the model, the tokenizer and the host's work between steps (stop
+strings, random numbers), and waiting for the last rank beyond whole units. Nothing here has been measured on
+a GPU.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from rest_em.planner.sampling import SamplingSetup, grown_capacity, kv_bytes_per_token
+from rest_em.planner.sampling import grown_capacity, kv_bytes_per_token
+from rest_em.planner.sampling_setup import SamplingSetup
 from rest_em.planner.shapes import ModelShape
 
 Bound = Literal["bandwidth", "compute", "launches", "communication"]
 _GOLDEN = (math.sqrt(5) - 1) / 2
 LAUNCHES_PER_LAYER = {"shared_prefix": 56, "stock": 43, "server": 12}
-"""Kernels of a layer and decoding step. Counted on a Llama (operations that are no views, traced on a CPU, 2 and 4
-layers); a server's are what fusion leaves, inferred."""
+"""Kernels of a layer and decoding step. Counted on a Llama (operations that are no views, traced on a CPU, 2
+and 4 layers); a server's are what fusion leaves, inferred."""
 LAUNCHES_PER_STEP = {"shared_prefix": 26, "stock": 39, "server": 10}
 """Kernels around the layers, counted likewise."""
 DRAW_LAUNCHES = {"greedy": 1, "top_k": 14, "top_p": 51, "whole": 22}
@@ -43,7 +45,7 @@ class Rates:
     link_bandwidth: float | None = None
     """Bytes a second to another device, one way; None where there is one device."""
     launch_seconds: float = 8e-6
-    """Host's time for one operation of eager PyTorch: 5 to 10 us. Source: reported; a slow host takes more."""
+    """Host's time for one operation of eager PyTorch: 5 to 10 us are reported; a slow host takes more."""
     graph_launch_seconds: float = 2e-6
     """The same in a replayed CUDA graph, as a server does it. Inferred."""
     collective_seconds: float = 30e-6
@@ -58,7 +60,7 @@ class Rates:
 class StepSeconds:
     """One decoding step, by what could bound it.
 
-    Reading, computing and launching overlap, so the largest counts; communication waits for them and is added.
+    Reading, computing and launching overlap, so the largest counts; communication waits and is added.
     """
 
     bandwidth: float
@@ -87,16 +89,16 @@ class StepSeconds:
 class SamplingSpeed:
     """How fast solutions come, and what that sums to.
 
-    Confidence: about a factor of 1.5 where bandwidth or compute bound, 2 where launches do, more for `server`; the
-    mean length, on which everything depends, is the user's guess.
+    Confidence: about a factor of 1.5 where bandwidth or compute bound, 2 where launches do, more for
+    `server`; the mean length, on which everything depends, is the user's guess.
     """
 
     tokens_per_second: float
-    """Of one device: the solutions' tokens of a unit by its seconds and devices. Prefill and tail are in it."""
+    """Of one device: the tokens of a unit's solutions by its seconds and devices, prefill and tail included."""
     step: StepSeconds
     """With all rows in use, in the middle of a unit."""
     mean_rows: float
-    """Rows with a living solution, over the steps of a unit; the rest is the tail, or rows that wait for others."""
+    """Rows whose solution goes on, over the steps of a unit; the rest is its tail, or rows that wait."""
     prefill_seconds: float
     """A unit's prompts."""
     decode_seconds: float
@@ -120,19 +122,21 @@ class Segment:
     """Most solution tokens that a row has had up to the segment's end."""
 
 
-def estimate(
+def estimate_speed(
     shape: ModelShape, setup: SamplingSetup, rates: Rates, *, num_problems: int, num_devices: int = 1
 ) -> SamplingSpeed:
     """Return the speed of drawing N solutions to each problem.
 
-    A unit goes to one replica (one device, or `tensor_parallel` of them), and units are dealt out evenly: the seconds
-    are those of ceil(units / replicas) units.
+    A unit goes to one replica (one device, or `tensor_parallel` of them), and units are dealt out evenly: the
+    seconds are those of ceil(units / replicas) units.
 
     Raises:
-        ValueError: there are fewer devices than one replica takes.
+        ValueError: there are fewer devices than one replica takes, or several without a link.
     """
     if num_devices < setup.tensor_parallel:
         raise ValueError(f"tensor_parallel {setup.tensor_parallel} takes more than {num_devices} devices")
+    if num_problems < setup.unit_problems:
+        setup = replace(setup, unit_size=num_problems * setup.num_samples)
     lengths = solution_lengths(
         setup.mean_new_tokens, setup.max_new_tokens, setup.unit_problems * setup.unit_samples
     )
@@ -141,8 +145,10 @@ def estimate(
         segment.num_steps * _segment_step(shape, setup, rates, segment).total_seconds for segment in segments
     )
     prefill = prefill_seconds(shape, setup, rates)
-    num_units = math.ceil(num_problems * setup.num_samples / len(lengths))
     num_replicas = num_devices // setup.tensor_parallel
+    num_units = math.ceil(num_problems / setup.unit_problems) * math.ceil(
+        setup.num_samples / setup.unit_samples
+    )
     full = max(segments, key=lambda segment: (segment.num_rows, segment.longest), default=None)
     num_steps = sum(segment.num_steps for segment in segments)
     return SamplingSpeed(
@@ -158,8 +164,8 @@ def estimate(
 def solution_lengths(mean: float, cap: int, number: int) -> list[int]:
     """Return so many lengths as an exponential distribution cut off at the cap has, well mixed, none random.
 
-    Its quantiles, in the order of the multiples of the golden ratio, so that any stretch of them is spread alike.
-    Lengths of real solutions vary less than these where most end by themselves, so that waits come out too long.
+    Its quantiles, in the order of the multiples of the golden ratio, so that any stretch of them is spread
+    alike. Real lengths vary less than these where most solutions end by themselves: waits come out too long.
 
     >>> solution_lengths(10, 10, 2), round(sum(solution_lengths(100, 512, 1000)) / 1000)
     ([10, 10], 100)
@@ -176,7 +182,7 @@ def solution_lengths(mean: float, cap: int, number: int) -> list[int]:
 
 
 def _scale(mean: float, cap: int) -> float:
-    """Return the scale of the exponential whose mean, cut off at the cap, is this: s (1 - exp(-cap / s)) = mean."""
+    """Return the scale s of the exponential with this mean when cut off: s (1 - exp(-cap / s)) = mean."""
     low, high = 0.0, 1e6 * cap
     for _ in range(100):
         middle = (low + high) / 2
@@ -228,7 +234,10 @@ def _waits(lengths: Sequence[int], num_rows: int) -> Iterator[Segment]:
 
 
 def _segments(setup: SamplingSetup, lengths: Sequence[int]) -> Iterator[Segment]:
-    """Return the schedule of the setup's engine; prompts of the stock one share no length but within a problem."""
+    """Return the schedule of the setup's engine.
+
+    The stock one decodes prompts of one length together; only those of one problem are taken to have one.
+    """
     if setup.engine != "stock":
         return schedule(lengths, setup.rows)
     num_rows = min(setup.max_rows, setup.unit_samples)
@@ -240,20 +249,23 @@ def _segments(setup: SamplingSetup, lengths: Sequence[int]) -> Iterator[Segment]
 
 
 def _segment_step(shape: ModelShape, setup: SamplingSetup, rates: Rates, segment: Segment) -> StepSeconds:
-    own_prompt = max(1.0, setup.mean_prompt - setup.head)
+    head = _mean_head(setup)
+    own_prompt = setup.mean_prompt - head
     if setup.engine == "shared_prefix":
         # Whole buffers are read, those of the longest row, whatever of them is in use.
         capacity, _ = grown_capacity(math.ceil(own_prompt) + 1, math.ceil(own_prompt) + segment.longest)
         return step_seconds(
-            shape, setup, rates, num_rows=segment.num_rows, num_tokens=capacity, num_shared=setup.head
+            shape, setup, rates, num_rows=segment.num_rows, num_tokens=capacity, num_shared=head
         )
-    if setup.engine == "stock":
-        length = setup.mean_prompt + segment.mean_length
-        return step_seconds(shape, setup, rates, num_rows=segment.num_rows, num_tokens=length)
-    length = own_prompt + segment.mean_length
-    return step_seconds(
-        shape, setup, rates, num_rows=segment.num_rows, num_tokens=length, num_shared=setup.head
-    )
+    length = setup.mean_prompt + segment.mean_length
+    return step_seconds(shape, setup, rates, num_rows=segment.num_rows, num_tokens=length)
+
+
+def _mean_head(setup: SamplingSetup) -> float:
+    """Return the tokens of a mean prompt that a unit keeps once, leaving it at least one of its own."""
+    if setup.unit_problems == 1:
+        return setup.mean_prompt - 1
+    return min(float(setup.common_head), setup.mean_prompt - 1)
 
 
 def step_seconds(
@@ -263,18 +275,21 @@ def step_seconds(
     *,
     num_rows: int,
     num_tokens: float,
-    num_shared: int = 0,
+    num_shared: float = 0,
 ) -> StepSeconds:
     """Return the time of one new token for each row.
 
-    - bandwidth: (weights + keys and values + scores + logits) / (bandwidth · share). Weights are those of the experts
-      that some row chooses; keys and values of the head are read once, a row's own once, by the stock engine three
-      times, which copies them to append a token; scores are written and read whole by the shared-prefix engine.
+    - bandwidth: (weights + keys and values + scores + logits) / (bandwidth · share). Weights are those of the
+      experts that some row chooses; keys and values of the head are read once, a row's own once, by the stock
+      engine three times, which copies them to append a token; scores are written and read whole by the
+      shared-prefix engine.
     - compute: (2 · active parameters + 4 · queries · places · layers) · rows / (FLOP/s · share).
     - launches: kernels · time of a launch, whatever the number of rows.
-    - communication: two all-reduces a layer, each its latency and 2 (n - 1) / n of rows · hidden bytes by the link.
+    - communication: two all-reduces a layer, each its latency and 2 (n - 1) / n of rows · hidden bytes by the
+      link.
 
-    Source: Pope et al. 2022, section 3; the counts of bytes follow `rest_em.sampling.attention` and transformers 5.23.
+    Source: Pope et al. 2022, section 3; the counts of bytes follow `rest_em.sampling.attention` and
+    transformers 5.23.
     """
     width, parts = setup.dtype_bytes, setup.tensor_parallel
     weights, active = _weights_read(shape, setup, num_rows)
@@ -304,15 +319,18 @@ def step_seconds(
 def prefill_seconds(shape: ModelShape, setup: SamplingSetup, rates: Rates) -> float:
     """Return the time of a unit's prompts: (2 · active parameters + attention) · tokens / (FLOP/s · share).
 
-    A prompt is computed once, and the head once a unit; by the stock engine, once a solution. Never less than the
-    weights' reading takes, a pass.
+    A prompt is computed once, and the head once a unit; by the stock engine, once a solution. Never less than
+    the weights' reading takes, a pass.
     """
-    own = max(1.0, setup.mean_prompt - setup.head)
     if setup.engine == "stock":
-        num_prompts, head, own = setup.unit_problems * setup.unit_samples, 0, setup.mean_prompt
+        num_prompts, head, own = setup.unit_problems * setup.unit_samples, 0.0, setup.mean_prompt
         num_passes = num_prompts / min(setup.max_rows, setup.unit_samples)
     else:
-        num_prompts, head = setup.unit_problems, setup.head
+        num_prompts, head, own = (
+            setup.unit_problems,
+            _mean_head(setup),
+            setup.mean_prompt - _mean_head(setup),
+        )
         num_passes = setup.unit_problems / setup.group + (head > 0)
     tokens = head + num_prompts * own
     pairs = head * head / 2 + num_prompts * own * (head + own / 2)
@@ -327,8 +345,8 @@ def prefill_seconds(shape: ModelShape, setup: SamplingSetup, rates: Rates) -> fl
 def _weights_read(shape: ModelShape, setup: SamplingSetup, num_rows: int) -> tuple[float, float]:
     """Return the bytes of weights that a step reads, and those that each token is multiplied with.
 
-    Of E experts, k a token, chosen evenly, rows choose E (1 - (1 - k/E)^rows). The embedding is looked up, not
-    multiplied with; where it is the output projection as well, it counts once.
+    Of E experts, k a token, chosen evenly, rows choose E (1 - (1 - k/E)^rows). The embedding is looked up,
+    not multiplied with; where it is the output projection as well, it counts once.
     """
     lookup = 0 if shape.is_tied else shape.vocab_size * shape.hidden_size * setup.dtype_bytes
     active = setup.active_weight_bytes - lookup
@@ -360,8 +378,9 @@ def _draw_kind(setup: SamplingSetup) -> Literal["greedy", "top_k", "top_p", "who
 def _draw_traffic(setup: SamplingSetup) -> int:
     """Return the bytes moved a row and token of the vocabulary, the logits' writing included. Low confidence.
 
-    A radix selection reads four times; where all are looked at there are some ten passes in float32. A nucleus is
-    taken to be among the likeliest tokens: sorting whole rows, as `sorted_share` has it, is a bound for memory.
+    A radix selection reads four times; where all are looked at there are some ten passes in float32. A
+    nucleus is taken to be among the likeliest tokens; whole rows sorted, as `sorted_share` has it, are a bound
+    for memory.
     """
     width = setup.dtype_bytes
     return {"greedy": 2 * width, "top_k": 6 * width, "top_p": 2 * width + 40, "whole": 2 * width + 40}[

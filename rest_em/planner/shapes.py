@@ -277,9 +277,7 @@ def _experts(numbers: _Numbers, family: str, layers: int) -> Experts | None:
     if family not in ("qwen2_moe", "qwen3_moe"):
         return None
     step = numbers.count("decoder_sparse_step", 1)
-    dense = {layer for layer in range(layers) if (layer + 1) % step} | set(
-        config.get("mlp_only_layers") or ()
-    )
+    dense = {layer for layer in range(layers) if (layer + 1) % step} | set(config.get("mlp_only_layers") or ())
     is_qwen2 = family == "qwen2_moe"
     num_experts = config.get("num_experts") or config.get("num_local_experts")
     return Experts(
