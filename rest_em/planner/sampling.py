@@ -85,8 +85,8 @@ def grown_capacity(first: int, longest: int) -> tuple[int, int]:
     From `first` tokens on, a buffer that is full grows by an eighth, up to a multiple of 16, until `longest`
     fit.
 
-        >>> grown_capacity(10, 100)
-        (112, 96)
+    >>> grown_capacity(10, 100)
+    (112, 96)
     """
     before, capacity = 0, _rounded(first)
     while capacity < longest:
@@ -102,7 +102,7 @@ def _shared_prefix(shape: ModelShape, setup: SamplingSetup) -> tuple[Components,
     width, rows, head, own = setup.dtype_bytes, setup.rows, setup.head, setup.own_prompt
     token_kv = kv_bytes_per_token(shape, width)
     longest = own + setup.max_new_tokens - 1
-    capacity, before = grown_capacity(own + (setup.max_new_tokens > 1), longest)
+    capacity, before = grown_capacity(own + 1, longest)
     kept = own * setup.group * shape.num_layers * kept_width(shape) * width
     base = Components("loading", weights=setup.weight_bytes)
     held = replace(
@@ -209,7 +209,7 @@ def _server(shape: ModelShape, setup: SamplingSetup) -> tuple[Components, ...]:
     """
     parts, width = setup.tensor_parallel, setup.dtype_bytes
     token_kv = kv_bytes_per_token(shape, width) // min(parts, shape.num_kv_heads)
-    length = setup.mean_new_tokens + SERVER_PAGE / 2
+    length = min(setup.mean_new_tokens, setup.max_new_tokens) + SERVER_PAGE / 2
     problems = math.ceil(setup.rows / setup.unit_samples)
     base = Components("loading", weights=-(-setup.weight_bytes // parts))
     held = replace(

@@ -130,7 +130,7 @@ def draw_bytes(shape: ModelShape, setup: SamplingSetup, *, logit_bytes: int) -> 
 
     A row's vocabulary: 8 bytes a token where all are looked at or a nucleus is searched (scaled logits and
     probabilities, float32); 56 where it is sorted whole (float32 and int64 of the sort, float64
-    probabilities, their sort by id, and sums); nothing for the greedy choice and, beside k numbers, for top-k.
+    probabilities, their sort by id, and sums); k numbers of a row for top-k; none for the greedy choice.
     """
     rows, vocabulary = setup.rows, shape.vocab_size
     if setup.temperature == 0:

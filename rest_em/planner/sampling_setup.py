@@ -104,8 +104,8 @@ class Components:
     """One device's bytes at one instant."""
 
     instant: str
-    """`loading`, `head`, `prefill`, `refill`, `growth`, `decode` or `draw`; a refill is later prompts' prefill,
-    beside full rows."""
+    """`loading`, `head`, `prefill`, `refill`, `growth`, `decode` or `draw`; a refill is the prefill of later
+    prompts, beside full rows."""
     weights: int = 0
     kv_cache_head: int = 0
     """Keys and values of what all prompts begin with."""

@@ -94,7 +94,7 @@ class SamplingSpeed:
     """
 
     tokens_per_second: float
-    """Of one device: the tokens of a unit's solutions by its seconds and devices, prefill and tail included."""
+    """Of one device: the tokens of a unit's solutions by its seconds and devices; with prefill and tail."""
     step: StepSeconds
     """With all rows in use, in the middle of a unit."""
     mean_rows: float
@@ -379,8 +379,7 @@ def _draw_traffic(setup: SamplingSetup) -> int:
     """Return the bytes moved a row and token of the vocabulary, the logits' writing included. Low confidence.
 
     A radix selection reads four times; where all are looked at there are some ten passes in float32. A
-    nucleus is taken to be among the likeliest tokens; whole rows sorted, as `sorted_share` has it, are a bound
-    for memory.
+    nucleus is taken to be among the likeliest tokens: `sorted_share` is a bound, for memory.
     """
     width = setup.dtype_bytes
     return {"greedy": 2 * width, "top_k": 6 * width, "top_p": 2 * width + 40, "whole": 2 * width + 40}[
