@@ -9,18 +9,16 @@ a GPU.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rest_em.planner.sampling import grown_capacity, kv_bytes_per_token
+from rest_em.planner.sampling_schedule import Segment, segments, solution_lengths
 from rest_em.planner.sampling_setup import SamplingSetup
 from rest_em.planner.shapes import ModelShape
 
 Bound = Literal["bandwidth", "compute", "launches", "communication"]
-_GOLDEN = (math.sqrt(5) - 1) / 2
 LAUNCHES_PER_LAYER = {"shared_prefix": 56, "stock": 43, "server": 12}
 """Kernels of a layer and decoding step. Counted on a Llama (operations that are no views, traced on a CPU, 2
 and 4 layers); a server's are what fusion leaves, inferred."""
@@ -107,21 +105,6 @@ class SamplingSpeed:
     """All units over all devices, the last ones waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Steps of a unit during which the same rows are in use."""
-
-    num_steps: int
-    num_rows: int
-    """Rows that are computed."""
-    num_alive: int
-    """Of them, rows whose solution has not ended."""
-    mean_length: float
-    """Solution tokens a row, over the segment."""
-    longest: int
-    """Most solution tokens that a row has had up to the segment's end."""
-
-
 def estimate_speed(
     shape: ModelShape, setup: SamplingSetup, rates: Rates, *, num_problems: int, num_devices: int = 1
 ) -> SamplingSpeed:
@@ -140,111 +123,24 @@ def estimate_speed(
     lengths = solution_lengths(
         setup.mean_new_tokens, setup.max_new_tokens, setup.unit_problems * setup.unit_samples
     )
-    segments = list(_segments(setup, lengths))
+    schedule = list(segments(setup, lengths))
     decode = sum(
-        segment.num_steps * _segment_step(shape, setup, rates, segment).total_seconds for segment in segments
+        segment.num_steps * _segment_step(shape, setup, rates, segment).total_seconds for segment in schedule
     )
     prefill = prefill_seconds(shape, setup, rates)
     num_replicas = num_devices // setup.tensor_parallel
     num_units = math.ceil(num_problems / setup.unit_problems) * math.ceil(
         setup.num_samples / setup.unit_samples
     )
-    full = max(segments, key=lambda segment: (segment.num_rows, segment.longest), default=None)
-    num_steps = sum(segment.num_steps for segment in segments)
+    full = max(schedule, key=lambda segment: (segment.num_rows, segment.longest), default=None)
+    num_steps = sum(segment.num_steps for segment in schedule)
     return SamplingSpeed(
         tokens_per_second=sum(lengths) / (prefill + decode) / setup.tensor_parallel,
         step=_segment_step(shape, setup, rates, full or Segment(1, setup.rows, setup.rows, 1.0, 1)),
-        mean_rows=sum(segment.num_steps * segment.num_alive for segment in segments) / max(1, num_steps),
+        mean_rows=sum(segment.num_steps * segment.num_alive for segment in schedule) / max(1, num_steps),
         prefill_seconds=prefill,
         decode_seconds=decode,
         total_seconds=math.ceil(num_units / num_replicas) * (prefill + decode),
-    )
-
-
-def solution_lengths(mean: float, cap: int, number: int) -> list[int]:
-    """Return so many lengths as an exponential distribution cut off at the cap has, well mixed, none random.
-
-    Its quantiles, in the order of the multiples of the golden ratio, so that any stretch of them is spread
-    alike. Real lengths vary less than these where most solutions end by themselves: waits come out too long.
-
-    >>> solution_lengths(10, 10, 2), round(sum(solution_lengths(100, 512, 1000)) / 1000)
-    ([10, 10], 100)
-    """
-    if mean >= cap:
-        return [cap] * number
-    scale = _scale(mean, cap)
-    order = sorted(range(number), key=lambda place: (place + 1) * _GOLDEN % 1)
-    lengths = [0] * number
-    for rank, place in enumerate(order):
-        quantile = -scale * math.log1p(-(rank + 0.5) / number)
-        lengths[place] = max(1, min(cap, round(quantile)))
-    return lengths
-
-
-def _scale(mean: float, cap: int) -> float:
-    """Return the scale s of the exponential with this mean when cut off: s (1 - exp(-cap / s)) = mean."""
-    low, high = 0.0, 1e6 * cap
-    for _ in range(100):
-        middle = (low + high) / 2
-        if middle * -math.expm1(-cap / middle) < mean:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def schedule(lengths: Sequence[int], max_rows: int) -> Iterator[Segment]:
-    """Yield the steps of a unit whose rows are given on as soon as a solution ends.
-
-    A solution of n tokens takes n - 1 steps: its first token comes from its prompt's pass.
-
-    >>> [(one.num_steps, one.num_rows) for one in schedule([3, 5, 2], max_rows=2)]
-    [(2, 2), (1, 2), (1, 1)]
-    """
-    waiting = iter(lengths)
-    rows: list[tuple[int, int]] = []
-    now = longest = 0
-
-    def start() -> None:
-        while len(rows) < max_rows and (length := next(waiting, None)) is not None:
-            if length > 1:
-                heapq.heappush(rows, (now + length - 1, now))
-
-    start()
-    while rows:
-        end = rows[0][0]
-        longest = max(longest, *(end - begun for _, begun in rows))
-        mean = sum((now + end) / 2 - begun for _, begun in rows) / len(rows)
-        yield Segment(end - now, len(rows), len(rows), 1 + mean, 1 + longest)
-        now = end
-        while rows and rows[0][0] == now:
-            heapq.heappop(rows)
-        start()
-
-
-def _waits(lengths: Sequence[int], num_rows: int) -> Iterator[Segment]:
-    """Yield the steps of batches of which all rows are computed until the last has ended."""
-    for start in range(0, len(lengths), num_rows):
-        batch = sorted(lengths[start : start + num_rows])
-        before = 1
-        for place, length in enumerate(batch):
-            if length > before:
-                yield Segment(length - before, len(batch), len(batch) - place, (before + length) / 2, length)
-                before = length
-
-
-def _segments(setup: SamplingSetup, lengths: Sequence[int]) -> Iterator[Segment]:
-    """Return the schedule of the setup's engine.
-
-    The stock one decodes prompts of one length together; only those of one problem are taken to have one.
-    """
-    if setup.engine != "stock":
-        return schedule(lengths, setup.rows)
-    num_rows = min(setup.max_rows, setup.unit_samples)
-    return (
-        segment
-        for start in range(0, len(lengths), setup.unit_samples)
-        for segment in _waits(lengths[start : start + setup.unit_samples], num_rows)
     )
 
 

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from rest_em.planner.sampling import grown_capacity, kv_bytes_per_token, max_batch, sampling_memory
+from rest_em.planner.sampling_schedule import schedule, solution_lengths
 from rest_em.planner.sampling_setup import PREFILL_TOKENS, SamplingSetup
-from rest_em.planner.sampling_speed import (
-    Rates,
-    estimate_speed,
-    prefill_seconds,
-    schedule,
-    solution_lengths,
-    step_seconds,
-)
+from rest_em.planner.sampling_speed import Rates, estimate_speed, prefill_seconds, step_seconds
 from rest_em.planner.shapes import Experts, ModelShape
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sampling_memory.py"
