@@ -121,14 +121,14 @@ def _shared_prefix(shape: ModelShape, setup: SamplingSetup) -> tuple[Components,
             instant="head",
             kv_cache_head=head * token_kv,
             activations=prefill_bytes(shape, setup, 1, head, head) if head else 0,
-            inputs=16 * head + head * head,
+            inputs=16 * head,
         ),
         replace(
             held,
             instant="prefill",
             logits=0,
             activations=prefill_bytes(shape, setup, setup.group, own, head + own),
-            inputs=8 * setup.group * own + own * (head + own),
+            inputs=8 * setup.group * own,
         ),
         replace(
             held,
@@ -151,7 +151,7 @@ def _shared_prefix(shape: ModelShape, setup: SamplingSetup) -> tuple[Components,
             logits=0,
             kv_cache_prompts=kept * later // setup.group,
             activations=prefill_bytes(shape, setup, later, own, head + own),
-            inputs=8 * later * own + own * (head + own) + rows * capacity,
+            inputs=8 * later * own + rows * capacity,
         )
         instants.append(refill)
     return tuple(instants)
@@ -182,7 +182,7 @@ def _stock(shape: ModelShape, setup: SamplingSetup) -> tuple[Components, ...]:
             instant="prefill",
             kv_cache_rows=prompt * layer_kv * shape.num_layers,
             activations=prefill_bytes(shape, setup, rows, prompt, prompt),
-            inputs=32 * rows * prompt,
+            inputs=32 * rows * prompt + (prompt * prompt if min(seen) < prompt else 0),
         ),
         replace(
             decode,

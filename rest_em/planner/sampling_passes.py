@@ -49,10 +49,15 @@ def mlp_width(shape: ModelShape) -> int:
 
 
 def attention_bytes(shape: ModelShape, width: int) -> int:
-    """Return the bytes a token before the attention: queries, then keys, rotated, or queries normalised."""
+    """Return the bytes a token before the attention: queries, then keys, rotated, or queries normalised.
+
+    A norm computes in float32: beside bfloat16 there are two such copies of the queries, and means and roots.
+    """
     query, kv = shape.query_width, shape.kv_width
     rotating = max(4 * query + 2 * kv, 2 * query + 5 * kv) if shape.rotary_dim else 2 * (query + kv)
-    normalising = query * (width + 8) if shape.has_qk_norm and width == 2 else 0
+    normalising = query * (width + 8) + 8 * shape.num_heads if shape.has_qk_norm and width == 2 else 0
+    if shape.family == "gemma3_text" and normalising:
+        normalising += shape.hidden_size * width
     return width * (3 * shape.hidden_size + 2 * shape.rotary_dim) + max(width * rotating, normalising)
 
 
@@ -83,7 +88,7 @@ def _shared_attention_bytes(
     tokens, all_seen = num_prompts * new, num_prompts * seen
     is_grouped = shape.num_heads != shape.num_kv_heads
     held = tokens * width * (3 * shape.hidden_size + 2 * shape.rotary_dim + 2 * query + 2 * kv)
-    held += 2 * kv * all_seen * width if seen > new else 0
+    held += new * seen + (2 * kv * all_seen * width if seen > new else 0)
     if (not is_grouped) if setup.has_fused_attention is None else setup.has_fused_attention:
         return held
     held += 8 * shape.num_heads * tokens * seen
@@ -106,8 +111,8 @@ def _stock_attention_bytes(
     if shape.has_logit_cap:
         return held + repeated + (8 * shape.num_heads + 2 * width) * tokens * seen
     if any(window is not None and window < seen for window in shape.windows):
-        return held + query * tokens * width + repeated + width * tokens * seen
-    return held + query * tokens * width
+        held += repeated + width * tokens * seen
+    return held + tokens * (query * width + 4 * shape.num_heads)
 
 
 def step_bytes(shape: ModelShape, setup: SamplingSetup, seen: int) -> int:
