@@ -1,7 +1,7 @@
 """The shape of a model, read from its `config.json`: what memory and time are computed from.
 
-Widths and counts only, and only of families that the planner describes (`rest_em.planner.families`): another one
-is an error, never a guess. What a layer does with them is left to `families`; the weights' values to nobody.
+Widths and counts only, and only of families that the planner knows (`FAMILIES`): another one
+is an error, never a guess. What a layer does with them is left to `layers`; the weights' values to nobody.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _rotary(numbers: _Numbers, family: str) -> ModelShape:
 
 
 _DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-"""Where a configuration may leave the head's size out and it is not the quotient. Source: transformers 5.23."""
+"""Where a head's size may be left out and is not the quotient. Source: transformers 5.23."""
 
 
 def _windows(numbers: _Numbers, family: str, layers: int) -> tuple[int | None, ...]:
@@ -277,7 +277,9 @@ def _experts(numbers: _Numbers, family: str, layers: int) -> Experts | None:
     if family not in ("qwen2_moe", "qwen3_moe"):
         return None
     step = numbers.count("decoder_sparse_step", 1)
-    dense = {layer for layer in range(layers) if (layer + 1) % step} | set(config.get("mlp_only_layers") or ())
+    dense = {layer for layer in range(layers) if (layer + 1) % step} | set(
+        config.get("mlp_only_layers") or ()
+    )
     is_qwen2 = family == "qwen2_moe"
     num_experts = config.get("num_experts") or config.get("num_local_experts")
     return Experts(
