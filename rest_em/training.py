@@ -321,36 +321,34 @@ class _Weighed(torch.utils.data.Dataset[tuple[EncodedExample, float]]):
 
 
 def collate(rows: Sequence[tuple[EncodedExample, float]]) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest; `token_weights` is 0 wherever the loss does not look."""
+    """Pad on the right to the longest; `token_weights` is 0 wherever the loss does not look.
+
+    No attention mask: attention is causal, so no token sees the padding behind it, and without a mask the
+    kernel neither repeats keys and values for every query head nor holds a bias of the length squared.
+    """
     shape = (len(rows), max(len(example.token_ids) for example, _ in rows))
     input_ids_BT = torch.zeros(shape, dtype=torch.long)
-    attention_mask_BT = torch.zeros(shape, dtype=torch.long)
     token_weights_BT = torch.zeros(shape)
     for row, (example, scale) in enumerate(rows):
         length = len(example.token_ids)
         input_ids_BT[row, :length] = torch.tensor(example.token_ids)
-        attention_mask_BT[row, :length] = 1
         token_weights_BT[row, example.num_prompt_tokens : length] = example.weight * scale
-    return {
-        "input_ids": input_ids_BT,
-        "attention_mask": attention_mask_BT,
-        "token_weights": token_weights_BT,
-    }
+    return {"input_ids": input_ids_BT, "token_weights": token_weights_BT}
 
 
-def weighted_loss(
-    logits_BKV: torch.Tensor, input_ids_BT: torch.Tensor, token_weights_BT: torch.Tensor
+def solution_loss(
+    logits_BKV: torch.Tensor, positions_S: torch.Tensor, targets_S: torch.Tensor, weights_S: torch.Tensor
 ) -> torch.Tensor:
     """Return the sum over solution tokens of weight times negative log-likelihood, in fp32.
 
-    The logits are those of the last K positions, the last of which predicts nothing.
+    Args:
+        logits_BKV: of the last positions of each row.
+        positions_S: which of all rows' positions, counted through, predict the solution tokens.
+        targets_S: those tokens.
+        weights_S: what each counts.
     """
-    num_targets = logits_BKV.shape[1] - 1
-    weights_BK = token_weights_BT[:, -num_targets:]
-    is_solution_BK = weights_BK > 0
-    logits_SV = logits_BKV[:, :-1][is_solution_BK].float()
-    targets_S = input_ids_BT[:, -num_targets:][is_solution_BK]
-    return (cross_entropy(logits_SV, targets_S, reduction="none") * weights_BK[is_solution_BK]).sum()
+    logits_SV = logits_BKV.flatten(0, 1).index_select(0, positions_S).float()
+    return (cross_entropy(logits_SV, targets_S, reduction="none") * weights_S).sum()
 
 
 class _WeightedTrainer(Trainer):
@@ -390,14 +388,18 @@ class _WeightedTrainer(Trainer):
         """Return the micro-batch's part of the global batch's loss, times the number of ranks."""
         assert not return_outputs, "rest_em evaluates by sampling"
         weights_BT = inputs.pop("token_weights")
-        self.num_computed += weights_BT.numel()
-        is_solution_T = (weights_BT > 0).any(dim=0)
-        num_kept = (
-            2 if not is_solution_T.any() else len(is_solution_T) - int(is_solution_T.int().argmax()) + 1
+        rows_S, places_S = torch.nonzero(weights_BT, as_tuple=True)
+        length = weights_BT.shape[1]
+        first = int(places_S.min()) if len(places_S) else length - 1
+        kept = {"logits_to_keep": length - first + 1} if self._can_keep_logits else {}
+        logits_BKV = model(**inputs, **kept).logits
+        num_kept = logits_BKV.shape[1]
+        return solution_loss(
+            logits_BKV,
+            rows_S * num_kept + places_S - 1 - (length - num_kept),
+            inputs["input_ids"][rows_S, places_S],
+            weights_BT[rows_S, places_S],
         )
-        kept = {"logits_to_keep": num_kept} if self._can_keep_logits else {}
-        logits_BKV = model(**inputs, **kept).logits[:, -num_kept:]
-        return weighted_loss(logits_BKV, inputs["input_ids"], weights_BT)
 
 
 def _is_adapted(model: Any) -> bool:

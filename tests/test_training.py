@@ -40,7 +40,7 @@ from rest_em.training import (
     collate,
     encode_examples,
     main,
-    weighted_loss,
+    solution_loss,
 )
 from rest_em.types import TrainingExample
 from rest_em.usage import Usage, joint_usage
@@ -194,7 +194,7 @@ def test_only_the_solution_and_its_end_carry_weight(tiny_tokenizer: PreTrainedTo
     assert num_left_out == 0
     batch = collate([(encoded, 2.0), (EncodedExample((1, 60, 61), 1, 1.0), 2.0)])
     assert batch["input_ids"].tolist() == [[1, ab, 50, 51, 2], [1, 60, 61, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.keys() == {"input_ids", "token_weights"}
     assert batch["token_weights"].tolist() == [[0, 0, 1, 1, 1], [0, 2, 2, 0, 0]]
 
 
@@ -248,13 +248,14 @@ def test_the_loss_sums_weight_times_surprise_of_the_solution() -> None:
     # One example: prompt 3, then solution 0, 1 with weights 2 and 1; p(0) = 1/2 and p(1) = 1/4 by hand.
     logits = torch.tensor([[[math.log(2), 0.0, -math.inf], [0.0, 0.0, math.log(2)], [9.0, 9.0, 9.0]]])
     logits[0, 0, 1] = math.log(2)
-    loss = weighted_loss(logits, torch.tensor([[3, 0, 1]]), torch.tensor([[0.0, 2.0, 1.0]]))
+    loss = solution_loss(logits, torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([2.0, 1.0]))
     assert loss.item() == pytest.approx(2 * math.log(2) + math.log(4))
 
 
 def test_a_micro_batch_without_weight_has_no_loss_and_no_gradient() -> None:
     logits = torch.zeros(1, 2, 5, requires_grad=True)
-    loss = weighted_loss(logits, torch.tensor([[3, 4]]), torch.zeros(1, 2))
+    nothing = torch.zeros(0, dtype=torch.long)
+    loss = solution_loss(logits, nothing, nothing, torch.zeros(0))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

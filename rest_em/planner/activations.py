@@ -1,0 +1,161 @@
+"""What a micro-step holds beside the model's states, at each instant of its forward and backward pass.
+
+The layers of `layers` are played on a tape with three and with four layers; every instant's bytes are linear
+in the number of layers between, so the model's own number follows exactly. Left out: weights, optimiser
+states and gradients, which depend on the strategy (`states`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rest_em.planner.layers import (
+    Adapter,
+    Pass,
+    Positions,
+    embed_tokens,
+    layer_of,
+    norm,
+    positions_of,
+    project_to_logits,
+)
+from rest_em.planner.operations import gather, negative_log_likelihood
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.tape import KINDS, Account, Event, Tape, Value, cast
+
+
+@dataclass(frozen=True, slots=True)
+class StepSetup:
+    """One device's micro-step.
+
+    Example:
+        StepSetup(num_rows=4, length=1024, num_kept=513, num_solution_tokens=512, precision="bf16")
+    """
+
+    num_rows: int
+    length: int
+    """Tokens of each row, padding among them."""
+    num_kept: int
+    """Last positions of each row whose logits are computed."""
+    num_solution_tokens: int
+    """Of each row: those that the loss counts."""
+    precision: Literal["fp32", "autocast", "bf16"] = "autocast"
+    is_checkpointed: bool = False
+    adapter: Adapter | None = None
+    loss: Literal["solution", "model"] = "solution"
+    """`solution` is the M-step's; `model` is transformers' own over all tokens, as with labels."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the model's own weights."""
+        if self.adapter is not None:
+            return 4 if self.precision == "fp32" else 2
+        return 2 if self.precision == "bf16" else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """What is allocated at the peak of a phase."""
+
+    name: str
+    components: Mapping[str, int]
+    """Kind -> bytes: activations, logits, weight casts, and gradients as one process has them."""
+    num_passed: int
+    """Elements of weights that the backward pass has left behind."""
+
+
+@functools.lru_cache(maxsize=4096)
+def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
+    """Return the peaks of a micro-step's phases, for a model of the shape's number of layers.
+
+    Phases: `forward`, `loss forward`, `loss backward`, `last layer backward`, `first layer backward` and
+    `embedding backward`. Each has its peak with whole gradients, as one process has them, and where that is
+    another moment its peak without any, for strategies that share them out.
+    """
+    few, more = (_play(replace(shape, num_layers=number), setup) for number in (3, 4))
+    found = []
+    for name, events in more.items():
+        assert len(events) == len(few[name]), f"{name}: other operations with another number of layers"
+        extended = [
+            tuple(x + (y - x) * (shape.num_layers - 3) for x, y in zip(three, four, strict=True))
+            for three, four in zip(few[name], events, strict=True)
+        ]
+        moments = {max(extended, key=lambda one: sum(one[:4])), max(extended, key=lambda one: sum(one[:3]))}
+        found += [Instant(name, dict(zip(KINDS, one[:4], strict=True)), one[4]) for one in moments]
+    return tuple(found)
+
+
+def _play(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
+    """Play a whole micro-step; return the events of its phases by their names."""
+    tape = Tape(Account(), autocast=setup.precision == "autocast")
+    model = Pass(tape, shape, setup.num_rows, setup.length, setup.itemsize, setup.adapter)
+    ids = tape.new(model.num_tokens, 8)
+    held = [_through_layers(model, setup)]
+    loss = _model_loss(model, held) if setup.loss == "model" else _solution_loss(model, held, setup)
+    tape.run_backward(loss)
+    assert ids.num_elements
+    return _named(tape.account.events, shape.num_layers)
+
+
+def _through_layers(model: Pass, setup: StepSetup) -> Value:
+    """Return the last norm's output."""
+    tape, shape = model.tape, model.shape
+    tape.account.phase = "embedding"
+    value = embed_tokens(model, needs_gradient=setup.adapter is not None and setup.is_checkpointed)
+    positions = positions_of(model, value.itemsize)
+    layer = layer_of(shape)
+    for number in range(shape.num_layers):
+        tape.account.phase = f"layer {number}"
+        name = f"layers.{number}"
+        if setup.is_checkpointed:
+            value = tape.checkpointed(value, functools.partial(_layer, layer, model, name, positions))
+        else:
+            value = layer(model, name, value, positions)
+    tape.account.phase = "loss"
+    return norm(model, "norm", value, shape.hidden_size)
+
+
+def _layer(layer: Any, model: Pass, name: str, positions: Positions, value: Value) -> Value:
+    found: Value = layer(model, name, value, positions)
+    return found
+
+
+def _model_loss(model: Pass, held: list[Value]) -> Value:
+    """Source: transformers 5.23, loss/loss_utils.py, ForCausalLMLoss."""
+    tape = model.tape
+    value = held[0]  # a local of the model's forward
+    logits = project_to_logits(model, held, model.length)
+    with tape.counting("logits"):
+        loss = negative_log_likelihood(tape, cast(tape, logits, 4), model.num_tokens)
+    tape.leave_autocast()
+    del value
+    return loss
+
+
+def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
+    """Source: rest_em.training, `solution_loss`."""
+    tape = model.tape
+    logits = project_to_logits(model, held, setup.num_kept)
+    tape.leave_autocast()
+    num_solution = model.num_rows * setup.num_solution_tokens
+    with tape.counting("logits"):
+        if tape.autocast:  # accelerate converts what a model returns
+            logits = cast(tape, logits, 4)
+        chosen = cast(tape, gather(tape, logits, num_solution * model.shape.vocab_size), 4)
+        return negative_log_likelihood(tape, chosen, num_solution)
+
+
+def _named(events: Mapping[str, list[Event]], num_layers: int) -> dict[str, list[Event]]:
+    """Return phases by the names of `instants_of`; layers between the first and the last are left out."""
+    names = {
+        f"layer {num_layers - 1}": "forward",
+        "loss": "loss forward",
+        "loss backward": "loss backward",
+        f"layer {num_layers - 1} backward": "last layer backward",
+        "layer 0 backward": "first layer backward",
+        "embedding backward": "embedding backward",
+    }
+    return {name: events[phase] for phase, name in names.items() if phase in events}

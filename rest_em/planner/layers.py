@@ -1,0 +1,398 @@
+"""What each family's layers do, operation by operation, on a tape that counts bytes.
+
+A function here mirrors the `forward` of the transformers module that it is named after (version 5.23), down
+to which local variable lives how long, for that is what memory follows. Weights are registered as they are
+used, so that the same description gives the inventory, the FLOPs and the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rest_em.planner.operations import (
+    Heads,
+    add,
+    attention,
+    dropout,
+    embed,
+    join,
+    layer_norm,
+    linear,
+    mean_of_rows,
+    multiply,
+    part,
+    pointwise,
+    scale,
+    shift,
+    split,
+    square,
+)
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.tape import Tape, Value, Weight, cast
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA on some of the linear layers.
+
+    Example:
+        Adapter(rank=16, targets=frozenset({"q_proj", "v_proj"}), itemsize=4)
+    """
+
+    rank: int
+    targets: frozenset[str]
+    """Names of modules, as peft's `target_modules`."""
+    itemsize: int
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model on one tape, with so many tokens."""
+
+    tape: Tape
+    shape: ModelShape
+    num_rows: int
+    length: int
+    itemsize: int
+    """Of the model's own weights."""
+    adapter: Adapter | None = None
+    embedding_name: str = "embed_tokens.weight"
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows."""
+        return self.num_rows * self.length
+
+    def weight(self, name: str, num_elements: int) -> Weight:
+        """Return a weight of the model itself, frozen where there are adapters."""
+        return self.tape.weight(name, num_elements, self.itemsize, is_trainable=self.adapter is None)
+
+    def project(
+        self, name: str, value: Value, num_out: int, *, has_bias: bool = False, rows: int = 0
+    ) -> Value:
+        """Return a linear layer's output, with its adapter if it has one.
+
+        Source: peft 0.21, tuners/lora/layer.py, `Linear.forward`.
+        """
+        rows = rows or self.num_tokens
+        num_in = value.num_elements // rows
+        bias = self.weight(f"{name}.bias", num_out) if has_bias else None
+        result = linear(self.tape, value, rows, self.weight(f"{name}.weight", num_in * num_out), bias)
+        adapter = self.adapter
+        if adapter is None or name.rpartition(".")[2] not in adapter.targets:
+            return result
+        down, up = (
+            self.tape.weight(f"{name}.{part_name}.weight", size, adapter.itemsize, is_trainable=True)
+            for part_name, size in (("lora_A", num_in * adapter.rank), ("lora_B", num_out * adapter.rank))
+        )
+        value = cast(self.tape, value, adapter.itemsize)
+        low = linear(self.tape, dropout(self.tape, value, adapter.dropout), rows, down)
+        added = add(self.tape, result, scale(self.tape, linear(self.tape, low, rows, up)))
+        return cast(self.tape, added, result.itemsize)
+
+
+Layer = Callable[[Pass, str, Value, "Positions"], Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Cosines and sines that all layers share; nothing where positions are learned."""
+
+    cosines: Value
+    sines: Value
+
+
+def rms_norm(model: Pass, name: str, value: Value, width: int) -> Value:
+    """Llama's RMS norm: in fp32, cast back, then weighted. Source: LlamaRMSNorm.forward."""
+    tape, itemsize, rows = model.tape, value.itemsize, value.num_elements // width
+    weight = tape.leaf(model.weight(f"{name}.weight", width))
+    wide = cast(tape, value, 4)
+    variance = mean_of_rows(tape, square(tape, wide), rows)
+    wide = multiply(tape, wide, pointwise(tape, shift(tape, variance), saves_output=True))
+    return multiply(tape, weight, cast(tape, wide, itemsize))
+
+
+def gemma_norm(model: Pass, name: str, value: Value, width: int) -> Value:
+    """Gemma's RMS norm: weighted with 1 + w in fp32, then cast back. Source: GemmaRMSNorm.forward."""
+    tape, itemsize, rows = model.tape, value.itemsize, value.num_elements // width
+    weight = tape.leaf(model.weight(f"{name}.weight", width))
+    wide = cast(tape, value, 4)
+    variance = mean_of_rows(tape, square(tape, wide), rows)
+    output = multiply(tape, wide, pointwise(tape, shift(tape, variance), saves_output=True))
+    del wide, variance
+    output = multiply(tape, output, shift(tape, cast(tape, weight, 4)))
+    return cast(tape, output, itemsize)
+
+
+def plain_norm(model: Pass, name: str, value: Value, width: int) -> Value:
+    """nn.LayerNorm."""
+    return layer_norm(
+        model.tape,
+        value,
+        value.num_elements // width,
+        model.weight(f"{name}.weight", width),
+        model.weight(f"{name}.bias", width),
+    )
+
+
+def norm(model: Pass, name: str, value: Value, width: int) -> Value:
+    """Return the norm of the model's family."""
+    family = model.shape.family
+    if family.startswith("gemma"):
+        return gemma_norm(model, name, value, width)
+    if family in ("phi", "gpt2", "gpt_neox"):
+        return plain_norm(model, name, value, width)
+    return rms_norm(model, name, value, width)
+
+
+def activate(tape: Tape, name: str, value: Value) -> Value:
+    """Return transformers' activation of this name; `gelu_new` is ten operations, the others are one."""
+    if name not in ("gelu_new", "gelu_fast"):
+        return pointwise(tape, value)
+    halved = scale(tape, value)
+    cubed = square(tape, cast(tape, value, 4) if tape.autocast else value)
+    inner = scale(tape, add(tape, value, scale(tape, cubed)))
+    del cubed
+    return multiply(tape, halved, shift(tape, pointwise(tape, inner, saves_output=True)))
+
+
+def rotate(model: Pass, value: Value, positions: Positions) -> Value:
+    """Return queries or keys with their positions in them. Source: apply_rotary_pos_emb."""
+    tape = model.tape
+    turned = multiply(tape, value, positions.cosines)
+    first, second = part(tape, value, value.num_elements // 2), part(tape, value, value.num_elements // 2)
+    half = join(tape, [scale(tape, second), first])
+    del first, second
+    return add(tape, turned, multiply(tape, half, positions.sines))
+
+
+def rotate_in_part(model: Pass, value: Value, positions: Positions) -> Value:
+    """Return the same where only a part of each head is rotated, or the code takes it apart anyway."""
+    tape, shape = model.tape, model.shape
+    num_rotated = value.num_elements * shape.rotary_dim // shape.head_dim
+    rotated, rest = part(tape, value, num_rotated), part(tape, value, value.num_elements - num_rotated)
+    return join(tape, [rotate(model, rotated, positions), rest])
+
+
+def attend(model: Pass, query: Value, key: Value, value: Value) -> Value:
+    """Return what the heads attend to; under autocast the kernel takes half precision."""
+    shape, tape = model.shape, model.tape
+    query, key, value = (tape.half(one) for one in (query, key, value))
+    heads = Heads(model.num_rows, model.length, shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    return attention(tape, query, key, value, heads)
+
+
+def rotary_attention(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """Llama's attention and those like it, with head norms and biases where the family has them."""
+    shape, widths = model.shape, (model.shape.query_width, model.shape.kv_width)
+    is_phi = shape.family == "phi"
+    turn = rotate_in_part if is_phi else rotate
+    names = ("q_layernorm", "k_layernorm") if is_phi else ("q_norm", "k_norm")
+    has_bias = shape.has_attention_bias
+    query = model.project(f"{name}.q_proj", value, widths[0], has_bias=has_bias)
+    if shape.has_qk_norm and shape.family.startswith("qwen3"):
+        query = norm(model, f"{name}.{names[0]}", query, shape.head_dim)
+    key = model.project(f"{name}.k_proj", value, widths[1], has_bias=has_bias)
+    if shape.has_qk_norm and shape.family.startswith("qwen3"):
+        key = norm(model, f"{name}.{names[1]}", key, shape.head_dim)
+    values = model.project(f"{name}.v_proj", value, widths[1], has_bias=has_bias)
+    if shape.has_qk_norm and not shape.family.startswith("qwen3"):
+        query = norm(model, f"{name}.{names[0]}", query, shape.head_dim)
+        key = norm(model, f"{name}.{names[1]}", key, shape.head_dim)
+    turned = turn(model, query, positions)
+    key = turn(model, key, positions)
+    query = turned
+    out = attend(model, query, key, values)
+    output = "dense" if is_phi else "o_proj"
+    return model.project(f"{name}.{output}", out, shape.hidden_size, has_bias=shape.has_output_bias)
+
+
+def phi3_attention(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """Phi-3's: one projection for queries, keys and values, taken apart by slices. Source: Phi3Attention."""
+    shape, tokens, tape = model.shape, model.num_tokens, model.tape
+    fused = model.project(f"{name}.qkv_proj", value, shape.query_width + 2 * shape.kv_width)
+    widths = (shape.query_width, shape.kv_width, shape.kv_width)
+    query, key, values = (part(tape, fused, tokens * width) for width in widths)
+    turned = rotate_in_part(model, query, positions)
+    key = rotate_in_part(model, key, positions)
+    query = turned
+    out = attend(model, query, key, values)
+    return model.project(f"{name}.o_proj", out, shape.hidden_size)
+
+
+def fused_attention(model: Pass, name: str, value: Value, positions: Positions | None) -> Value:
+    """GPT-2's and GPT-NeoX's: one projection, split in three. Source: GPT2Attention, GPTNeoXAttention."""
+    shape, width = model.shape, model.shape.query_width
+    names = ("c_attn", "c_proj") if positions is None else ("query_key_value", "dense")
+    fused = model.project(f"{name}.{names[0]}", value, 3 * width, has_bias=shape.has_attention_bias)
+    query, key, values = split(model.tape, fused, [model.num_tokens * width] * 3)
+    if positions is not None:
+        turned = rotate_in_part(model, query, positions)
+        key = rotate_in_part(model, key, positions)
+        query = turned
+    out = attend(model, query, key, values)
+    return model.project(f"{name}.{names[1]}", out, shape.hidden_size, has_bias=shape.has_output_bias)
+
+
+def gated_mlp(model: Pass, name: str, value: Value, width: int, rows: int = 0) -> Value:
+    """Return down(act(gate(x)) * up(x)). Source: LlamaMLP.forward."""
+    shape, has_bias = model.shape, model.shape.has_mlp_bias
+    gate = model.project(f"{name}.gate_proj", value, width, has_bias=has_bias, rows=rows)
+    gate = activate(model.tape, shape.activation, gate)
+    up = model.project(f"{name}.up_proj", value, width, has_bias=has_bias, rows=rows)
+    both = multiply(model.tape, gate, up)
+    del gate, up
+    return model.project(f"{name}.down_proj", both, shape.hidden_size, has_bias=has_bias, rows=rows)
+
+
+def phi3_mlp(model: Pass, name: str, value: Value) -> Value:
+    """Return the same with one projection for gate and up. Source: Phi3MLP.forward."""
+    shape, tape = model.shape, model.tape
+    fused = model.project(f"{name}.gate_up_proj", value, 2 * shape.intermediate_size)
+    gate, up = split(tape, fused, [model.num_tokens * shape.intermediate_size] * 2)
+    del fused
+    up = multiply(tape, up, activate(tape, shape.activation, gate))
+    return model.project(f"{name}.down_proj", up, shape.hidden_size)
+
+
+_PLAIN_MLP = {
+    "phi": ("fc1", "fc2"),
+    "gpt2": ("c_fc", "c_proj"),
+    "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
+}
+
+
+def plain_mlp(model: Pass, name: str, value: Value) -> Value:
+    """Return down(act(up(x))). Source: GPT2MLP, PhiMLP, GPTNeoXMLP."""
+    shape, (up, down) = model.shape, _PLAIN_MLP[model.shape.family]
+    hidden = model.project(f"{name}.{up}", value, shape.intermediate_size, has_bias=shape.has_mlp_bias)
+    hidden = activate(model.tape, shape.activation, hidden)
+    return model.project(f"{name}.{down}", hidden, shape.hidden_size, has_bias=shape.has_mlp_bias)
+
+
+def llama_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """A pre-norm layer: Llama, Mistral, Qwen, Gemma, Phi-3, and mixtures of experts."""
+    shape, tape, width = model.shape, model.tape, model.shape.hidden_size
+    residual = value
+    value = norm(model, f"{name}.input_layernorm", value, width)
+    attention_of = phi3_attention if shape.family == "phi3" else rotary_attention
+    value = attention_of(model, f"{name}.self_attn", value, positions)
+    value = add(tape, residual, dropout(tape, value, shape.dropouts[1]))
+    residual = value
+    value = norm(model, f"{name}.post_attention_layernorm", value, width)
+    value = (
+        phi3_mlp(model, f"{name}.mlp", value)
+        if shape.family == "phi3"
+        else gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
+    )
+    return add(tape, residual, dropout(tape, value, shape.dropouts[1]))
+
+
+def gemma2_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """A layer with norms before and after: Gemma 2 and 3. Source: Gemma2DecoderLayer.forward."""
+    shape, tape, width = model.shape, model.tape, model.shape.hidden_size
+    residual = value
+    value = norm(model, f"{name}.input_layernorm", value, width)
+    value = rotary_attention(model, f"{name}.self_attn", value, positions)
+    value = norm(model, f"{name}.post_attention_layernorm", value, width)
+    value = add(tape, residual, value)
+    residual = value
+    value = norm(model, f"{name}.pre_feedforward_layernorm", value, width)
+    value = gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
+    value = norm(model, f"{name}.post_feedforward_layernorm", value, width)
+    return add(tape, residual, value)
+
+
+def phi_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """Attention and MLP read the same norm. Source: PhiDecoderLayer.forward."""
+    tape, rate = model.tape, model.shape.dropouts[1]
+    residual = value
+    value = norm(model, f"{name}.input_layernorm", value, model.shape.hidden_size)
+    attended = dropout(tape, rotary_attention(model, f"{name}.self_attn", value, positions), rate)
+    fed = dropout(tape, plain_mlp(model, f"{name}.mlp", value), rate)
+    return add(tape, add(tape, attended, fed), residual)
+
+
+def gpt2_layer(model: Pass, name: str, value: Value, positions: Positions | None) -> Value:
+    """Source: GPT2Block.forward."""
+    tape, width, rate = model.tape, model.shape.hidden_size, model.shape.dropouts[1]
+    residual = value
+    value = norm(model, f"{name}.ln_1", value, width)
+    attended = dropout(tape, fused_attention(model, f"{name}.attn", value, None), rate)
+    value = add(tape, attended, residual)
+    residual = value
+    value = norm(model, f"{name}.ln_2", value, width)
+    fed = dropout(tape, plain_mlp(model, f"{name}.mlp", value), rate)
+    return add(tape, residual, fed)
+
+
+def gpt_neox_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """Source: GPTNeoXLayer.forward."""
+    shape, tape, width = model.shape, model.tape, model.shape.hidden_size
+    attended = norm(model, f"{name}.input_layernorm", value, width)
+    attended = fused_attention(model, f"{name}.attention", attended, positions)
+    attended = dropout(tape, attended, shape.dropouts[1])
+    if not shape.is_parallel:
+        attended = add(tape, attended, value)
+    fed = norm(model, f"{name}.post_attention_layernorm", value if shape.is_parallel else attended, width)
+    fed = dropout(tape, plain_mlp(model, f"{name}.mlp", fed), shape.dropouts[1])
+    fed = add(tape, fed, attended)
+    return add(tape, fed, value) if shape.is_parallel else fed
+
+
+def layer_of(shape: ModelShape) -> Layer:
+    """Return what a layer of the shape's family does."""
+    special: dict[str, Layer] = {
+        "gemma2": gemma2_layer,
+        "gemma3_text": gemma2_layer,
+        "phi": phi_layer,
+        "gpt_neox": gpt_neox_layer,
+    }
+    if shape.family == "gpt2":
+        return gpt2_layer
+    return special.get(shape.family, llama_layer)
+
+
+def embed_tokens(model: Pass, *, needs_gradient: bool) -> Value:
+    """Return the first layer's input; peft lets gradients flow to it where frozen layers are computed again."""
+    shape, tape, tokens = model.shape, model.tape, model.num_tokens
+    table = model.weight("embed_tokens.weight", shape.vocab_size * shape.hidden_size)
+    value = embed(tape, tokens, shape.hidden_size, table)
+    if shape.family.startswith("gemma"):
+        value = scale(tape, value)
+    if needs_gradient:
+        tape.require_gradient(value)
+    if shape.family == "gpt2":
+        assert shape.max_positions is not None
+        learned = model.weight("wpe.weight", shape.max_positions * shape.hidden_size)
+        value = add(tape, value, embed(tape, model.length, shape.hidden_size, learned))
+    return dropout(tape, value, shape.dropouts[0])
+
+
+def positions_of(model: Pass, itemsize: int) -> Positions:
+    """Return the cosines and sines of one sequence, in the precision of the first layer's input."""
+    size = model.length * model.shape.rotary_dim
+    return Positions(model.tape.new(size, itemsize), model.tape.new(size, itemsize))
+
+
+def project_to_logits(model: Pass, held: list[Value], num_kept: int) -> Value:
+    """Return the logits of the last positions of each row, from the last norm's output, which it takes."""
+    shape, tape, rows = model.shape, model.tape, model.num_rows * num_kept
+    value = held.pop()
+    if num_kept < model.length:
+        value = part(tape, value, rows * shape.hidden_size)
+    name = "embed_tokens.weight" if shape.is_tied else "lm_head.weight"
+    matrix = model.weight(name, shape.vocab_size * shape.hidden_size)
+    bias = model.weight("lm_head.bias", shape.vocab_size) if shape.family == "phi" else None
+    is_apart = num_kept < model.length and model.num_rows > 1 and tape.half_is(value)
+    with tape.counting("logits"):
+        # Rows that lie apart are copied together by the product, or by autocast's cast before it.
+        logits = linear(tape, shift(tape, value) if is_apart else value, rows, matrix, bias)
+        del value
+        if shape.has_logit_cap:
+            logits = scale(tape, logits)
+            logits = pointwise(tape, logits, saves_output=True)
+            logits = scale(tape, logits)
+    return logits

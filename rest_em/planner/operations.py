@@ -1,0 +1,264 @@
+"""The operations that layers are made of: what each allocates, saves for its backward and gives back.
+
+One function an operation of torch, or of a kernel; sizes are elements. Derivatives are those of torch 2.13
+(derivatives.yaml, FunctionsManual.cpp), flash attention's buffers those of flash_api.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rest_em.planner.tape import Gradients, Tape, Value, Weight, cast
+
+
+def add(tape: Tape, left: Value, right: Value) -> Value:
+    """Return the sum; its gradient is handed on to both."""
+    out = tape.new(max(left.num_elements, right.num_elements), max(left.itemsize, right.itemsize))
+    is_wanted = (left.requires_grad, right.requires_grad)
+    return tape.attach(out, (left, right), lambda g: [g.view() if wanted else None for wanted in is_wanted])
+
+
+def shift(tape: Tape, value: Value) -> Value:
+    """Return the value plus a number."""
+    out = tape.new(value.num_elements, value.itemsize)
+    return tape.attach(out, (value,), lambda g: (g.view(),))
+
+
+def scale(tape: Tape, value: Value) -> Value:
+    """Return the value times a number, or its negative."""
+    out = tape.new(value.num_elements, value.itemsize)
+    return tape.attach(out, (value,), lambda g: (tape.new(g.num_elements, g.itemsize),))
+
+
+def multiply(tape: Tape, left: Value, right: Value) -> Value:
+    """Return the product; a factor is saved if the other one wants a gradient."""
+    tape.save(left, right)
+    out = tape.new(max(left.num_elements, right.num_elements), max(left.itemsize, right.itemsize))
+    size = out.itemsize
+    saved_left = left.detached() if right.requires_grad and tape.saving else None
+    saved_right = right.detached() if left.requires_grad and tape.saving else None
+
+    def backward(g: Value) -> Gradients:
+        return [
+            None if saved is None else tape.new(g.num_elements, max(size, g.itemsize))
+            for saved in (saved_right, saved_left)
+        ]
+
+    return tape.attach(out, (left, right), backward)
+
+
+def square(tape: Tape, value: Value) -> Value:
+    """Return `value.pow(2)`; its backward computes value^1, then twice that, then the gradient."""
+    tape.save(value)
+    out = tape.new(value.num_elements, value.itemsize)
+    saved = value.detached()
+
+    def backward(g: Value) -> Gradients:
+        power = tape.new(saved.num_elements, saved.itemsize)
+        doubled = tape.new(saved.num_elements, saved.itemsize)
+        found = tape.new(g.num_elements, g.itemsize)
+        del power, doubled
+        return (found,)
+
+    return tape.attach(out, (value,), backward)
+
+
+def mean_of_rows(tape: Tape, value: Value, num_rows: int) -> Value:
+    """Return the mean of each row."""
+    out, size = tape.new(num_rows, value.itemsize), value.num_elements
+    return tape.attach(out, (value,), lambda g: (tape.new(size, g.itemsize),))
+
+
+def pointwise(tape: Tape, value: Value, *, saves_output: bool = False) -> Value:
+    """Return a function of each element that is one kernel: silu, gelu, or (saving its output) tanh."""
+    if not saves_output:
+        tape.save(value)
+    out = tape.new(value.num_elements, value.itemsize)
+    saved = out.detached() if saves_output else value.detached()
+    if saves_output:
+        tape.save(value)
+
+    def backward(g: Value) -> Gradients:
+        found = tape.new(g.num_elements, max(g.itemsize, saved.itemsize))
+        return (found,)
+
+    return tape.attach(out, (value,), backward)
+
+
+def part(tape: Tape, value: Value, num_elements: int) -> Value:
+    """Return a slice, a view; its backward fills the whole with zeros around the gradient."""
+    whole = value.num_elements
+    return tape.attach(value.view(num_elements), (value,), lambda g: (tape.new(whole, g.itemsize),))
+
+
+def split(tape: Tape, value: Value, sizes: Sequence[int]) -> list[Value]:
+    """Return views that torch.split or chunk gives; their backward joins all gradients in one."""
+    outs = [value.view(size) for size in sizes]
+    if not value.requires_grad or not tape.saving:
+        return outs
+    joint = _Join(tape, value, len(outs))
+    for out in outs:
+        tape.attach(out, (value,), joint.take)
+    return outs
+
+
+class _Join:
+    """The backward of a split: one node of several outputs, which runs when all gradients are there."""
+
+    def __init__(self, tape: Tape, value: Value, num_parts: int) -> None:
+        self._tape, self._size, self._waiting = tape, value.num_elements, num_parts
+        self._parts: list[Value] = []
+
+    def take(self, gradient: Value) -> Gradients:
+        self._parts.append(gradient)
+        self._waiting -= 1
+        if self._waiting:
+            return (None,)
+        whole = self._tape.new(self._size, gradient.itemsize)
+        self._parts.clear()
+        return (whole,)
+
+
+def join(tape: Tape, parts: Sequence[Value]) -> Value:
+    """Return the concatenation; its backward hands on views."""
+    sizes = [one.num_elements for one in parts]
+    out = tape.new(sum(sizes), max(one.itemsize for one in parts))
+    return tape.attach(out, parts, lambda g: [g.view(size) for size in sizes])
+
+
+def linear(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight | None = None) -> Value:
+    """Return the product with a matrix; saves its input if the matrix is trained, and the matrix."""
+    value, matrix = tape.half(value), tape.half_weight(weight)
+    num_in = value.num_elements // num_rows
+    num_out = weight.num_elements // num_in
+    tape.flops += 2 * num_rows * weight.num_elements
+    offset = tape.half_weight(bias) if bias else None
+    tape.save(value, matrix)
+    out = tape.new(num_rows * num_out, max(value.itemsize, matrix.itemsize))
+    saved_input = value.detached() if weight.is_trainable and tape.saving else None
+    saved_matrix = matrix.detached() if value.requires_grad and tape.saving else None
+    size_in, size_matrix, itemsize = value.num_elements, weight.num_elements, out.itemsize
+    has_offset = offset is not None and offset.requires_grad
+
+    def backward(g: Value) -> Gradients:
+        if not weight.is_trainable:
+            tape.account.num_passed += weight.num_elements
+        found: list[Value | None] = [
+            None if saved_matrix is None else tape.new(size_in, itemsize),
+            None if saved_input is None else tape.new(size_matrix, itemsize),
+        ]
+        return [*found, g.view() if has_offset else None]
+
+    return tape.attach(out, (value, matrix, *((offset,) if offset else ())), backward)
+
+
+def embed(tape: Tape, num_tokens: int, width: int, table: Weight) -> Value:
+    """Return rows of a table; its backward makes a gradient as large as the table."""
+    leaf = tape.leaf(table)
+    out = tape.new(num_tokens * width, table.itemsize)
+    return tape.attach(out, (leaf,), lambda g: (tape.new(table.num_elements, g.itemsize),))
+
+
+def layer_norm(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight) -> Value:
+    """Return nn.LayerNorm's output; saves its input, and a mean and a deviation of each row."""
+    scale_, offset = tape.leaf(weight), tape.leaf(bias)
+    itemsize = max(value.itemsize, weight.itemsize) if tape.autocast else value.itemsize
+    value = cast(tape, value, itemsize)
+    out = tape.new(value.num_elements, itemsize)
+    saved, statistics = value.detached(), tape.new(2 * num_rows, 4)
+    tape.save(value, scale_)
+
+    def backward(g: Value) -> Gradients:
+        found = tape.new(saved.num_elements, saved.itemsize)
+        others = [
+            tape.new(one.num_elements, one.itemsize) if one.is_trainable else None for one in (weight, bias)
+        ]
+        assert statistics.num_elements
+        return [found, *others]
+
+    return tape.attach(out, (value, scale_, offset), backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Sizes of an attention."""
+
+    num_rows: int
+    """Sequences."""
+    length: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def attention(tape: Tape, query: Value, key: Value, value: Value, heads: Heads) -> Value:
+    """Return flash attention's output; saves all three, the output and a log-sum-exp a query and head.
+
+    The backward holds fp32 sums of the query's gradient and, where heads share keys, theirs before they are
+    summed. Source: torch 2.13, flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
+    """
+    tape.flops += 4 * heads.num_rows * heads.num_heads * heads.head_dim * heads.length**2 // 2
+    out = tape.new(query.num_elements, query.itemsize)
+    logsumexp = tape.new(heads.num_rows * heads.num_heads * heads.length, 4)
+    saved = [one.detached() for one in (query, key, value)] + [out.detached()]
+    tape.save(query, key, value)
+
+    def backward(g: Value) -> Gradients:
+        rounded = heads.num_rows * heads.num_heads * (-(-heads.length // 128) * 128)
+        sums = [tape.new(rounded, 4), tape.new(rounded * flash_head_size(heads.head_dim), 4)]
+        found = [tape.new(one.num_elements, one.itemsize) for one in saved[:3]]
+        if heads.num_heads != heads.num_kv_heads:
+            sums += [tape.new(saved[0].num_elements, saved[0].itemsize) for _ in range(2)]
+        del sums
+        assert logsumexp.num_elements
+        return found
+
+    return tape.attach(out, (query, key, value), backward)
+
+
+def flash_head_size(head_dim: int) -> int:
+    """Return the size that flash attention pads a head to. Source: torch 2.13, flash_attn/flash_api.cpp.
+
+    >>> flash_head_size(80)
+    96
+    """
+    return math.ceil(head_dim / 32) * 32 if head_dim <= 192 else 256
+
+
+def dropout(tape: Tape, value: Value, rate: float) -> Value:
+    """Return what is left; CUDA's kernel saves a mask of a byte an element. A rate of 0 is nothing."""
+    if not rate:
+        return value
+    out = tape.new(value.num_elements, value.itemsize)
+    mask = tape.new(value.num_elements, 1)
+    tape.save(value)
+
+    def backward(g: Value) -> Gradients:
+        assert mask.num_elements
+        return (tape.new(g.num_elements, g.itemsize),)
+
+    return tape.attach(out, (value,), backward)
+
+
+def gather(tape: Tape, value: Value, num_elements: int) -> Value:
+    """Return some of the rows (`index_select`); its backward makes zeros, then adds to a copy of them."""
+    whole, out = value.num_elements, tape.new(num_elements, value.itemsize)
+
+    def backward(g: Value) -> Gradients:
+        zeros = tape.new(whole, g.itemsize)
+        found = tape.new(whole, g.itemsize)
+        del zeros
+        return (found,)
+
+    return tape.attach(out, (value,), backward)
+
+
+def negative_log_likelihood(tape: Tape, logits: Value, num_rows: int) -> Value:
+    """Return the loss of each row of fp32 logits: log_softmax, whose output is saved, then a pick."""
+    likely = tape.new(logits.num_elements, 4)
+    saved, size = likely.detached(), logits.num_elements
+    likely = tape.attach(likely, (logits,), lambda g: (tape.new(size, 4),) if saved.num_elements else (None,))
+    out = tape.new(num_rows, 4)
+    return tape.attach(out, (likely,), lambda g: (tape.new(size, 4),))

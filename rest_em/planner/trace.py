@@ -1,0 +1,274 @@
+"""The ground truth without a GPU: a real model class trained for two steps on tensors that hold no data.
+
+transformers' own code runs, peft's and the M-step's loss too, on fake CPU tensors; every storage that comes
+and goes is counted to the byte. Imports torch and so takes seconds: `rest_em plan --verify` and the tests ask
+it, planning does not. Left out: what DeepSpeed and DDP hold (`states`), and what a kernel uses inside of
+itself, but for flash attention's buffers.
+"""
+
+# Shapes: B sequences, T tokens, H query heads, G key-value heads, D size of a head, K kept positions,
+# S solution tokens, V vocabulary.
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from rest_em.planner.activations import StepSetup
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+ATTENTION = "rest_em_shape_only"
+"""The attention's name in transformers; `flash` in it would make models unpad their input."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes of the storages that are alive, and their peaks by phase."""
+
+    phase: str = "loading"
+    current_bytes: int = 0
+    static_bytes: int = 0
+    """What a step begins with: weights and the optimiser's state."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    log: list[tuple[str, int]] | None = None
+    """What each operation left allocated, for finding out why two accounts differ."""
+    _seen: set[int] = field(default_factory=set)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage, once, until it is released."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        num_bytes = storage.nbytes()
+        self.current_bytes += num_bytes
+        weakref.finalize(storage, self._release, key, num_bytes)
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.current_bytes)
+
+    def _release(self, key: int, num_bytes: int) -> None:
+        self._seen.discard(key)
+        self.current_bytes -= num_bytes
+
+
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows a meter what every operation returns."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._meter = meter
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._meter.add(leaf)
+        if self._meter.log is not None:
+            self._meter.log.append((str(func), self._meter.current_bytes))
+        return result
+
+
+class _FlashAttention(torch.autograd.Function):
+    """Allocates and saves what CUDA's flash attention does. Source: torch 2.13, flash_attn/flash_api.cpp."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, H, D) for a query (B, H, T, D) and keys and values (B, G, T, D)."""
+        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])
+        logsumexp = query.new_empty(query.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Return the gradients of query, keys and values."""
+        query, key, value, _, _ = ctx.saved_tensors
+        num_rows, num_heads, num_tokens, size = query.shape
+        rounded = -(-num_tokens // 128) * 128
+        softmax_d = query.new_empty((num_rows, num_heads, rounded), dtype=torch.float32)
+        accumulated = query.new_empty(
+            (num_rows, num_heads, rounded, flash_head_size(size)), dtype=torch.float32
+        )
+        found = [torch.empty_like(one) for one in (query, key, value)]
+        expanded = [query.new_empty(query.shape) for _ in range(2)] if key.shape[1] != num_heads else []
+        del softmax_d, accumulated, expanded
+        return tuple(found)
+
+
+def flash_head_size(head_dim: int) -> int:
+    """Return the size that flash attention pads a head to. Source: torch 2.13, flash_attn/flash_api.cpp."""
+    return -(-head_dim // 32) * 32 if head_dim <= 192 else 256
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: object,
+) -> tuple[torch.Tensor, None]:
+    if torch.is_autocast_enabled("cpu"):  # as autocast does for the kernel
+        query, key, value = (one.to(torch.bfloat16) for one in (query, key, value))
+    return cast(torch.Tensor, _FlashAttention.apply(query, key, value)), None  # type: ignore[no-untyped-call]
+
+
+def _no_mask(*arguments: object, **options: object) -> None:
+    return None
+
+
+def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, int]] | None = None) -> Meter:
+    """Train a model of this configuration for two optimiser steps and return the meter of the second.
+
+    The first step makes the optimiser's state. Peaks are by phase: `forward`, `backward`, `step`.
+    """
+    meter = Meter()
+    model = _on_meta(config, setup)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Counting(meter), _as_on_cuda():
+        _fill_with_fakes(model)
+        for parameter in model.parameters():
+            meter.add(parameter)
+        for buffer in model.buffers():
+            meter.add(buffer)
+        step = _make_step(model, setup, meter)
+        step()
+        meter.static_bytes = meter.current_bytes
+        meter.peaks.clear()
+        meter.log = log
+        step()
+        meter.log = None
+    return meter
+
+
+@contextlib.contextmanager
+def _as_on_cuda() -> Iterator[None]:
+    """Let the CPU save what CUDA does, where the two differ.
+
+    Dropout's kernel saves a mask of a byte an element (the CPU: factors in the input's precision), and
+    autocast raises to a power in fp32 (the CPU: as it comes).
+    """
+    dropout, power = torch.nn.functional.dropout, torch.pow
+
+    def masked(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
+
+    def wide(input: torch.Tensor, exponent: Any) -> torch.Tensor:
+        return power(input.float() if torch.is_autocast_enabled("cpu") else input, exponent)
+
+    torch.nn.functional.dropout, torch.pow = masked, wide  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.nn.functional.dropout, torch.pow = dropout, power
+
+
+def _on_meta(config: PretrainedConfig, setup: StepSetup) -> PreTrainedModel:
+    """Return the model without data, with adapters if the setup has some."""
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _no_mask)
+    weight_dtype = _DTYPES[setup.itemsize]
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=weight_dtype, attn_implementation=ATTENTION
+        )
+    if setup.is_checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if setup.adapter is not None:
+        from peft import LoraConfig, get_peft_model
+
+        with torch.device("meta"):
+            options = {"r": setup.adapter.rank, "target_modules": sorted(setup.adapter.targets)}
+            model = get_peft_model(
+                model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=setup.adapter.dropout, **options)
+            )
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(_DTYPES[setup.adapter.itemsize])
+        if setup.is_checkpointed:
+            model.enable_input_require_grads()
+    model.config.use_cache = False
+    return cast("PreTrainedModel", model.train())
+
+
+def _fill_with_fakes(model: torch.nn.Module) -> None:
+    """Put fake CPU tensors in the place of those on `meta`; what was tied stays so."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                value = fake(parameter)
+                if not isinstance(value, torch.nn.Parameter):
+                    value = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+                    made[id(parameter)] = value
+                module._parameters[name] = value
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
+
+
+def _make_step(model: PreTrainedModel, setup: StepSetup, meter: Meter) -> Callable[[], None]:
+    """Return an optimiser step as the M-step does it: micro-batches, then AdamW."""
+    trainable = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, foreach=True)
+
+    def step() -> None:
+        meter.phase = "forward"
+        loss = _loss(model, setup)
+        meter.phase = "backward"
+        loss.backward()  # type: ignore[no-untyped-call]
+        del loss
+        meter.phase = "step"
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _loss(model: PreTrainedModel, setup: StepSetup) -> torch.Tensor:
+    from rest_em.training import solution_loss
+
+    num_rows, length = setup.num_rows, setup.length
+    input_ids_BT = torch.zeros(num_rows, length, dtype=torch.long)
+    with _autocast(setup):
+        if setup.loss == "model":
+            return cast(torch.Tensor, model(input_ids=input_ids_BT, labels=input_ids_BT).loss)
+        kept = setup.num_kept
+        output = model(input_ids=input_ids_BT, logits_to_keep=kept)
+    logits_BKV = output.logits
+    if setup.precision == "autocast":
+        logits_BKV = logits_BKV.float()
+    del output
+    size = num_rows * setup.num_solution_tokens
+    positions_S, targets_S = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    return solution_loss(logits_BKV, positions_S, targets_S, torch.zeros(size))
+
+
+@contextlib.contextmanager
+def _autocast(setup: StepSetup) -> Iterator[None]:
+    if setup.precision != "autocast":
+        yield
+        return
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        yield
