@@ -356,7 +356,7 @@ def layer_of(shape: ModelShape) -> Layer:
 
 
 def embed_tokens(model: Pass, *, needs_gradient: bool) -> Value:
-    """Return the first layer's input; peft lets gradients flow to it where frozen layers are computed again."""
+    """Return the first layer's input; with peft gradients flow to it where layers are computed again."""
     shape, tape, tokens = model.shape, model.tape, model.num_tokens
     table = model.weight("embed_tokens.weight", shape.vocab_size * shape.hidden_size)
     value = embed(tape, tokens, shape.hidden_size, table)
