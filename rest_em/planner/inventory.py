@@ -5,7 +5,15 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
-from rest_em.planner.layers import Adapter, Pass, embed_tokens, layer_of, norm, positions_of, project_to_logits
+from rest_em.planner.layers import (
+    Adapter,
+    Pass,
+    embed_tokens,
+    layer_of,
+    norm,
+    positions_of,
+    project_to_logits,
+)
 from rest_em.planner.shapes import ModelShape
 from rest_em.planner.tape import Account, Tape
 from rest_em.planner.weights import Weight, Weights
@@ -13,7 +21,7 @@ from rest_em.planner.weights import Weight, Weights
 
 @functools.lru_cache(maxsize=256)
 def weights_of(shape: ModelShape, adapter: Adapter | None = None) -> Weights:
-    """Return a model's weights, those of an adapter among them, in the order that a forward pass reads them."""
+    """Return a model's weights, those of an adapter among them, in the order that a forward reads them."""
     tape = Tape(Account())
     model = Pass(tape, replace(shape, num_layers=1), 1, 1, 2, adapter)
     value = embed_tokens(model, needs_gradient=False)

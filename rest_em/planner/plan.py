@@ -1,0 +1,294 @@
+"""The plan of a run: both phases' memory, time and money on a cluster, from a recipe, a shape and a
+workload."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rest_em.errors import PlanError
+from rest_em.planner.failures import FailurePlan, plan_failures
+from rest_em.planner.hardware import Cluster
+from rest_em.planner.inventory import active_parameters, weights_of
+from rest_em.planner.sampling import max_batch, sampling_memory
+from rest_em.planner.sampling_setup import SamplingMemory, SamplingSetup
+from rest_em.planner.sampling_speed import Rates, SamplingSpeed, estimate_speed
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.training import (
+    LIBRARY_BYTES,
+    SLACK,
+    TrainingMemory,
+    TrainingSetup,
+    TrainingTime,
+    training_memory,
+    training_time,
+)
+from rest_em.planner.workload import Workload
+
+PYTHON_BYTES = 450 * 2**20
+"""Resident memory of a stage's process before a model is loaded: Python, torch and transformers. Measured:
+414 to 440 MiB."""
+RECOVERY_SECONDS = 600.0
+"""From a failure until the same command goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """The E-step: N solutions to every training problem, once."""
+
+    setup: SamplingSetup
+    memory: SamplingMemory
+    outside: Mapping[str, int]
+    usable_bytes: int
+    max_batch: int
+    """The largest `sampling.max_rows` that fits."""
+    speed: SamplingSpeed | None
+    """None where the problems are not counted."""
+    num_solutions: int | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the framework has allocated at the peak."""
+        return self.memory.peak.total_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is left of the device; below 0 if it does not fit."""
+        return self.usable_bytes - self.peak_bytes - sum(self.outside.values())
+
+    @property
+    def is_certain_failure(self) -> bool:
+        """Whether the tensors alone, beside the context, exceed the device."""
+        return self.peak_bytes + self.outside["context"] > self.usable_bytes
+
+    @property
+    def components(self) -> dict[str, int]:
+        """What the peak is made of."""
+        peak = self.memory.peak
+        sizes = {one.name: getattr(peak, one.name) for one in fields(peak) if one.name != "instant"}
+        return {name: size for name, size in sizes.items() if size}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """The M-step: all epochs on the expected examples, once."""
+
+    setup: TrainingSetup
+    memory: TrainingMemory
+    time: TrainingTime | None
+    """None where the problems are not counted."""
+    num_examples: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole run on a cluster."""
+
+    model: str
+    shape: ModelShape
+    cluster: Cluster
+    workload: Workload
+    sampling: SamplingPlan
+    training: TrainingPlan
+    num_iterations: int
+    evaluation_share: float
+    """Tokens drawn to measure and to choose, for each token of an E-step."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether both phases fit."""
+        return self.sampling.spare_bytes >= 0 and self.training.memory.spare_bytes >= 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all iterations: E-steps, M-steps and evaluation."""
+        if self.sampling.speed is None or self.training.time is None:
+            return None
+        sampling = self.sampling.speed.total_seconds * (1 + self.evaluation_share)
+        return self.num_iterations * (sampling + self.training.time.seconds)
+
+    def dollars(self, seconds: float | None) -> float | None:
+        """Return what so many seconds of the whole cluster cost; None without a price."""
+        price = self.cluster.gpu.dollars_per_hour
+        return None if price is None or seconds is None else seconds / 3600 * price * self.cluster.num_devices
+
+    @property
+    def failures(self) -> FailurePlan | None:
+        """What failures cost the M-step, which has no checkpoints within an epoch."""
+        time = self.training.time
+        if time is None:
+            return None
+        return plan_failures(self.cluster, time.seconds, recovery_seconds=RECOVERY_SECONDS)
+
+
+def plan_sampling(
+    shape: ModelShape, setup: SamplingSetup, cluster: Cluster, workload: Workload
+) -> SamplingPlan:
+    """Return the plan of an E-step."""
+    is_cpu = cluster.gpu.name == "cpu"
+    memory = sampling_memory(shape, setup)
+    peak = memory.peak.total_bytes
+    outside = {
+        "allocator slack": 0 if is_cpu else int(SLACK[False] * peak),
+        "context": PYTHON_BYTES if is_cpu else cluster.gpu.context_bytes,
+        "libraries": 0 if is_cpu else LIBRARY_BYTES,
+    }
+    speed = None
+    if workload.num_train is not None:
+        gpu = cluster.gpu
+        flops = gpu.peak_flops if setup.dtype_bytes == 2 else gpu.fp32_flops or gpu.peak_flops / 2
+        rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=cluster.slowest_link)
+        speed = estimate_speed(
+            shape, setup, rates, num_problems=workload.num_train, num_devices=cluster.num_devices
+        )
+    return SamplingPlan(
+        setup=setup,
+        memory=memory,
+        outside=outside,
+        usable_bytes=cluster.gpu.usable_bytes,
+        max_batch=max_batch(
+            shape,
+            setup,
+            cluster.gpu.usable_bytes,
+            outside_bytes=outside["context"] + outside["libraries"],
+            reserve=0.0 if is_cpu else SLACK[False] / (1 + SLACK[False]),
+        ),
+        speed=speed,
+        num_solutions=None if workload.num_train is None else workload.num_train * setup.num_samples,
+    )
+
+
+def plan_training(
+    shape: ModelShape,
+    setup: TrainingSetup,
+    cluster: Cluster,
+    *,
+    num_examples: float | None,
+    num_epochs: int,
+) -> TrainingPlan:
+    """Return the plan of an M-step."""
+    memory = training_memory(shape, setup, cluster, num_epochs=num_epochs)
+    if cluster.gpu.name == "cpu":
+        memory = replace(memory, outside={**memory.outside, "context": PYTHON_BYTES})
+    time = None
+    if num_examples is not None:
+        time = training_time(shape, setup, cluster, num_examples=num_examples, num_epochs=num_epochs)
+    return TrainingPlan(setup, memory, time, num_examples)
+
+
+def weight_bytes(shape: ModelShape, dtype_bytes: int) -> tuple[int, int]:
+    """Return the bytes of all weights, and of those that one token goes through."""
+    total = weights_of(shape).num_elements * dtype_bytes
+    if shape.experts is None:
+        return total, total
+    return total, min(total, (active_parameters(shape) + shape.vocab_size * shape.hidden_size) * dtype_bytes)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON values: bytes of a device, seconds and dollars of one E-step and one M-step."""
+    sampling, training = plan.sampling, plan.training
+    speed, time, memory = sampling.speed, training.time, training.memory
+    return {
+        "model": plan.model,
+        "num_parameters": weights_of(plan.shape).num_elements,
+        "gpu": plan.cluster.gpu.name,
+        "num_gpus": plan.cluster.num_gpus,
+        "num_nodes": plan.cluster.num_nodes,
+        "usable_bytes": plan.cluster.gpu.usable_bytes,
+        "fits": plan.fits,
+        "sampling": {
+            "fits": sampling.spare_bytes >= 0,
+            "is_certain_failure": sampling.is_certain_failure,
+            "peak_bytes": sampling.peak_bytes,
+            "instant": sampling.memory.peak.instant,
+            "components": sampling.components,
+            "outside": dict(sampling.outside),
+            "spare_bytes": sampling.spare_bytes,
+            "engine": sampling.setup.engine,
+            "max_rows": sampling.setup.rows,
+            "max_batch": sampling.max_batch,
+            "num_solutions": sampling.num_solutions,
+            "tokens_per_second": speed and speed.tokens_per_second * plan.cluster.num_devices,
+            "bound_by": speed and speed.step.bound,
+            "seconds": speed and speed.total_seconds,
+            "dollars": plan.dollars(speed.total_seconds if speed else None),
+        },
+        "training": {
+            "fits": memory.spare_bytes >= 0,
+            "is_certain_failure": memory.is_certain_failure,
+            "peak_bytes": memory.peak.total_bytes,
+            "instant": memory.peak.name,
+            "components": {name: size for name, size in memory.peak.components.items() if size},
+            "instants": {one.name: one.total_bytes for one in memory.instants},
+            "outside": dict(memory.outside),
+            "spare_bytes": memory.spare_bytes,
+            "host_peak_bytes": memory.host_peak_bytes,
+            "pinned_host_bytes": memory.pinned_host_bytes,
+            "disk_bytes": memory.disk_bytes,
+            "swap_bytes": memory.swap_bytes,
+            "strategy": training.setup.strategy,
+            "method": training.setup.method,
+            "precision": training.setup.precision,
+            "per_device_train_batch_size": training.setup.num_rows,
+            "longest": training.setup.longest,
+            "num_examples": training.num_examples,
+            "num_steps": time and time.num_steps,
+            "tokens_per_second": time and time.num_tokens / time.seconds,
+            "bound_by": time and time.step.bound_by,
+            "seconds": time and time.seconds,
+            "dollars": plan.dollars(time.seconds if time else None),
+        },
+        "total": {
+            "num_iterations": plan.num_iterations,
+            "seconds": plan.seconds,
+            "gpu_hours": plan.seconds and plan.seconds / 3600 * plan.cluster.num_devices,
+            "dollars": plan.dollars(plan.seconds),
+        },
+        "failures": plan.failures
+        and {one.name: getattr(plan.failures, one.name) for one in fields(plan.failures)},
+        "assumptions": {
+            "mean_new_tokens": plan.workload.mean_new_tokens,
+            "success_rate": plan.workload.success_rate,
+            "num_train": plan.workload.num_train,
+            "sources": list(plan.workload.sources),
+        },
+    }
+
+
+def refuse_if_certain(plan: Plan) -> None:
+    """Refuse a run whose tensors alone exceed the device.
+
+    Raises:
+        PlanError: with the shortfall and what would help.
+    """
+    lines = []
+    gib = 2**30
+    sampling, memory = plan.sampling, plan.training.memory
+    if sampling.is_certain_failure:
+        short = (sampling.peak_bytes + sampling.outside["context"] - sampling.usable_bytes) / gib
+        advice = (
+            f"set sampling.max_rows to {sampling.max_batch}"
+            if sampling.max_batch
+            else "take a device with more memory or a smaller model"
+        )
+        lines.append(
+            f"sampling: at the instant {sampling.memory.peak.instant!r} a device holds "
+            f"{sampling.peak_bytes / gib:.2f} GiB, {short:.2f} GiB more than it has; {advice}"
+        )
+    if memory.is_certain_failure:
+        short = (memory.peak.total_bytes + memory.outside["context"] - memory.usable_bytes) / gib
+        largest = max(memory.peak.components, key=lambda name: memory.peak.components[name])
+        lines.append(
+            f"training: at the instant {memory.peak.name!r} a device holds "
+            f"{memory.peak.total_bytes / gib:.2f} GiB (most of it {largest}), {short:.2f} GiB more than it has; "
+            "`rest_em plan RECIPE --search` names what would fit"
+        )
+    if lines:
+        raise PlanError("\n".join([*lines, "--force starts the run all the same"]))
+
+
+def mean_padded(mean: float, longest: int, num_rows: int) -> float:
+    """Return the tokens of a row of a micro-batch whose rows are of like length, padding among them."""
+    return min(float(longest), mean * (1 + 0.05 * math.log2(max(1, num_rows))))

@@ -1,0 +1,272 @@
+"""One M-step: memory as the maximum over named instants, host and disk, time and money.
+
+Joins what the strategy holds (`states`) with what a micro-step allocates (`activations`), instant by instant:
+the peak is the largest sum, never a sum of maxima.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from rest_em.planner.activations import Instant, StepSetup, instants_of
+from rest_em.planner.hardware import Cluster
+from rest_em.planner.inventory import active_parameters, weights_of
+from rest_em.planner.layers import Adapter
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.states import ModelStates, model_states
+from rest_em.planner.strategies import Offload, StateSetup, Strategy, ZeroSettings
+from rest_em.planner.timing import Seconds, TrainingWork, training_seconds
+
+Method = Literal["full", "lora", "qlora"]
+
+SLACK = {False: 0.073, True: 0.119}
+"""What the caching allocator reserves beyond what is allocated, without and with checkpointing: medians of
+replays of its algorithm; the worst were 0.22 and 0.31. `expandable_segments` needs less."""
+DEFAULT_ZERO = ZeroSettings()
+LIBRARY_BYTES = 32 * 2**20
+"""cuBLAS's workspace. Source: torch 2.13, CUDABlas.cpp (8 to 32 MiB a handle)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """How the M-step is done.
+
+    Example:
+        TrainingSetup(method="full", strategy="zero2", num_rows=4, global_batch_size=64, longest=1024,
+            mean_length=600.0, num_kept=513, num_solution_tokens=512, precision="bf16")
+    """
+
+    method: Method
+    strategy: Strategy
+    num_rows: int
+    """Examples a forward pass and device."""
+    global_batch_size: int
+    longest: int
+    """Tokens of the longest example: what memory follows."""
+    mean_length: float
+    """Tokens of an example, padding among them: what time follows."""
+    num_kept: int
+    """Last positions of the longest example whose logits are computed."""
+    num_solution_tokens: int
+    """Of the longest example."""
+    precision: Literal["fp32", "autocast", "bf16"] = "autocast"
+    is_checkpointed: bool = False
+    optim: str = "adamw_torch_fused"
+    adapter: Adapter | None = None
+    offload_optimizer: Offload = "none"
+    offload_param: Offload = "none"
+    zero: ZeroSettings = DEFAULT_ZERO
+    checkpoint_element_bytes: int = 2
+
+    def num_micro_steps(self, num_devices: int) -> int:
+        """Forward passes a device and optimiser step."""
+        return max(1, math.ceil(self.global_batch_size / (self.num_rows * num_devices)))
+
+
+@dataclass(frozen=True, slots=True)
+class InstantBytes:
+    """What one device holds at one instant."""
+
+    name: str
+    components: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all components: what the framework has allocated."""
+        return sum(self.components.values())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """What an M-step needs; bytes of a device, or of a node where it says so."""
+
+    instants: tuple[InstantBytes, ...]
+    outside: Mapping[str, int]
+    """Beyond what the framework allocates: the allocator's slack, the context, communication buffers."""
+    usable_bytes: int
+    host_peak_bytes: int
+    """Of a node."""
+    host: Mapping[str, int]
+    """Of a node, at that peak."""
+    pinned_host_bytes: int
+    disk_bytes: int
+    """Of one M-step: a checkpoint an epoch."""
+    swap_bytes: int
+
+    @property
+    def peak(self) -> InstantBytes:
+        """The instant that binds."""
+        return max(self.instants, key=lambda one: one.total_bytes)
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is left of the device; below 0 if it does not fit."""
+        return self.usable_bytes - self.peak.total_bytes - sum(self.outside.values())
+
+    @property
+    def is_certain_failure(self) -> bool:
+        """Whether the tensors alone, beside the context, exceed the device: no allocator can help."""
+        return self.peak.total_bytes + self.outside["context"] > self.usable_bytes
+
+
+def training_memory(
+    shape: ModelShape, setup: TrainingSetup, cluster: Cluster, *, num_epochs: int = 1
+) -> TrainingMemory:
+    """Return the memory of an M-step.
+
+    Confidence: activations and plain states within 1 % of traces of the model class, ZeRO's within 0.5 % of
+    its engine on two CPU ranks; what lies outside the framework is reported or inferred.
+    """
+    weights = weights_of(shape, setup.adapter)
+    states = model_states(weights, _state_setup(setup, cluster))
+    step = StepSetup(
+        num_rows=setup.num_rows,
+        length=setup.longest,
+        num_kept=min(setup.num_kept, setup.longest),
+        num_solution_tokens=setup.num_solution_tokens,
+        precision=setup.precision,
+        is_checkpointed=setup.is_checkpointed,
+        adapter=setup.adapter,
+    )
+    embedding = weights.items[0].num_elements
+    is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
+    moments = [
+        _with_states(one, states, setup, embedding, is_accumulating=is_accumulating)
+        for one in instants_of(shape, step)
+    ]
+    if setup.method == "qlora":
+        largest = max(one.num_elements for one in weights.items if not one.is_embedding)
+        moments = [
+            InstantBytes(one.name, {**one.components, "dequantised weight": 2 * largest}) for one in moments
+        ]
+    instants = (
+        InstantBytes("loading", states.loading),
+        *moments,
+        InstantBytes("optimiser step", states.step),
+    )
+    peak_bytes = max(one.total_bytes for one in instants)
+    host = max(
+        (states.host_loading, _sum(states.host, states.host_saving)), key=lambda one: sum(one.values())
+    )
+    return TrainingMemory(
+        instants=instants,
+        outside={
+            "allocator slack": 0
+            if cluster.gpu.name == "cpu"
+            else int(SLACK[setup.is_checkpointed] * peak_bytes),
+            "context": cluster.gpu.context_bytes,
+            "communication": sum(states.communication.values()) if cluster.gpu.name != "cpu" else 0,
+            "libraries": LIBRARY_BYTES if cluster.gpu.name != "cpu" else 0,
+        },
+        usable_bytes=cluster.gpu.usable_bytes,
+        host_peak_bytes=sum(host.values()),
+        host=host,
+        pinned_host_bytes=states.pinned_host_bytes,
+        disk_bytes=num_epochs * sum(states.checkpoint.values()),
+        swap_bytes=sum(states.swap.values()),
+    )
+
+
+def _state_setup(setup: TrainingSetup, cluster: Cluster) -> StateSetup:
+    return StateSetup(
+        strategy=setup.strategy,
+        num_ranks=cluster.num_devices,
+        local_ranks=cluster.num_gpus,
+        precision=setup.precision,
+        optim=setup.optim,
+        frozen="nf4" if setup.method == "qlora" else "fp32" if setup.precision == "fp32" else "bf16",
+        is_checkpointed=setup.is_checkpointed,
+        accumulation=setup.num_micro_steps(cluster.num_devices),
+        offload_optimizer=setup.offload_optimizer,
+        offload_param=setup.offload_param,
+        zero=setup.zero,
+        checkpoint_element_bytes=setup.checkpoint_element_bytes,
+    )
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+
+
+def _with_states(
+    instant: Instant, states: ModelStates, setup: TrainingSetup, embedding: int, *, is_accumulating: bool
+) -> InstantBytes:
+    """Return an instant of a micro-step with what the strategy holds meanwhile.
+
+    Where gradients are accumulated it is a later micro-step, which begins with those of the first.
+    """
+    parts = {name: size for name, size in instant.components.items() if name != "gradients"}
+    if "backward" not in instant.name:
+        gathered = {"gathered weights": states.gathering.forward.peak}
+        return InstantBytes(
+            instant.name, _sum(_sum(states.forward, states.accumulated), {**parts, **gathered})
+        )
+    held = _sum(states.forward, states.backward_buffers)
+    if setup.strategy in ("single", "ddp"):
+        gradients = sum(states.accumulated.values()) if is_accumulating else instant.components["gradients"]
+        return InstantBytes(instant.name, _sum(held, {**parts, "gradients": gradients}))
+    if instant.name == "embedding backward" and setup.adapter is None:  # `states` counts that gradient, too
+        parts["activations"] = max(
+            0, parts["activations"] - embedding * (2 if setup.precision == "bf16" else 4)
+        )
+    passed = instant.num_passed
+    return InstantBytes(
+        instant.name,
+        _sum(
+            held,
+            {
+                **parts,
+                "gradients": states.gradient_bytes(passed, is_later=is_accumulating),
+                "gathered weights": states.gathered_bytes(passed),
+            },
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTime:
+    """How long an M-step takes."""
+
+    seconds: float
+    """Of one M-step, all its epochs."""
+    num_steps: int
+    """Optimiser steps."""
+    num_tokens: float
+    """That go through the model in all epochs."""
+    step: Seconds
+    """One optimiser step and what it is made of."""
+
+
+def training_time(
+    shape: ModelShape, setup: TrainingSetup, cluster: Cluster, *, num_examples: float, num_epochs: int
+) -> TrainingTime:
+    """Return the time of an M-step on so many examples.
+
+    Confidence: about a factor of 1.5; nothing of it has been measured on a GPU.
+    """
+    weights = weights_of(shape, setup.adapter)
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = (
+        "ddp" if setup.strategy == "single" else setup.strategy
+    )
+    work = TrainingWork(
+        num_parameters=weights.num_elements,
+        active_parameters=active_parameters(shape),
+        trainable_parameters=weights.num_trainable,
+        num_layers=shape.num_layers,
+        attention_width=shape.query_width,
+        num_sequences=setup.num_rows,
+        num_tokens=max(1, round(setup.mean_length)),
+        num_micro_batches=setup.num_micro_steps(cluster.num_devices),
+        strategy=strategy,
+        recomputes=setup.is_checkpointed,
+        offloads_optimiser=setup.offload_optimizer != "none",
+        offloads_parameters=setup.offload_param != "none",
+    )
+    step = training_seconds(cluster, work)
+    num_steps = num_epochs * max(1, math.ceil(num_examples / setup.global_batch_size))
+    return TrainingTime(
+        num_steps * step.total, num_steps, num_epochs * num_examples * setup.mean_length, step
+    )
