@@ -282,7 +282,8 @@ def refuse_if_certain(plan: Plan) -> None:
         largest = max(memory.peak.components, key=lambda name: memory.peak.components[name])
         lines.append(
             f"training: at the instant {memory.peak.name!r} a device holds "
-            f"{memory.peak.total_bytes / gib:.2f} GiB (most of it {largest}), {short:.2f} GiB more than it has; "
+            f"{memory.peak.total_bytes / gib:.2f} GiB (most of it {largest}), {short:.2f} GiB more than it "
+            "has; "
             "`rest_em plan RECIPE --search` names what would fit"
         )
     if lines:
