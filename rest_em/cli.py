@@ -20,6 +20,7 @@ from rich.text import Text
 
 from rest_em import __version__
 from rest_em.cli_evaluate import WithNumbers, compare, evaluate, export, whole_numbers
+from rest_em.cli_plan import plan
 from rest_em.errors import (
     ProblemError,
     RecipeError,
@@ -405,6 +406,7 @@ def score(
         raise typer.Exit(EXIT_FAILED)
 
 
+app.command()(plan)
 app.command()(evaluate)
 app.command(cls=WithNumbers)(compare)
 app.command()(export)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rest_em.errors import PlanError
@@ -111,6 +111,18 @@ def local_cpu(root: Path = Path("/")) -> Gpu:
         gpus_per_node=1,
         context_bytes=0,
         confidence="low",
+    )
+
+
+def shared_out(device: Gpu, num_ranks: int) -> Gpu:
+    """Return a processor as each of several ranks has it: an equal part of its memory and its rates."""
+    return replace(
+        device,
+        memory_bytes=device.memory_bytes // num_ranks,
+        usable_bytes=device.usable_bytes // num_ranks,
+        bandwidth=device.bandwidth / num_ranks,
+        bf16_flops=device.bf16_flops and device.bf16_flops / num_ranks,
+        fp32_flops=device.fp32_flops and device.fp32_flops / num_ranks,
     )
 
 

@@ -275,6 +275,7 @@ class Tape:
             _, key = heapq.heappop(queue)
             node, gradient = buffers.pop(key)
             node.keeps = None
+            self.account.kind = "logits" if node.phase.startswith("loss") else "activations"
             if node.phase:
                 self.account.phase = (
                     node.phase if node.phase.endswith("backward") else f"{node.phase} backward"

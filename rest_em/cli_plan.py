@@ -1,0 +1,135 @@
+"""The verb `plan`: whether a recipe fits, how long it takes and what it costs, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rest_em.errors import PlanError
+from rest_em.report.cells import console
+
+if TYPE_CHECKING:
+    from rest_em.planner.hardware import Cluster, Gpu
+    from rest_em.planner.strategies import Offload, Strategy
+    from rest_em.planning import Launch
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "single": "single", "ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3",
+}  # fmt: skip
+OFFLOADS: Mapping[str, tuple[Offload, Offload]] = {
+    "none": ("none", "none"), "optimizer": ("cpu", "none"), "all": ("cpu", "cpu"), "nvme": ("nvme", "nvme"),
+}  # fmt: skip
+"""Of `--offload`: where the optimiser's states are, and the weights."""
+
+
+def plan(
+    *,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set sampling.num_samples=8."),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A device of --list-gpus, or cpu; by default this machine's."),
+    ] = None,
+    num_gpus: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices a node; by default this machine's.")
+    ] = None,
+    num_nodes: Annotated[int, typer.Option(metavar="M", help="Nodes.")] = 1,
+    launch: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A launch file: its ZeRO stage and offload."),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="In its place: single, ddp, zero1, zero2 or zero3."),
+    ] = None,
+    offload: Annotated[
+        str, typer.Option(metavar="WHERE", help="With a ZeRO strategy: none, optimizer, all or nvme.")
+    ] = "none",
+    success: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Expected share of correct solutions, 0 to 1.")
+    ] = None,
+    mean_tokens: Annotated[
+        float | None, typer.Option(metavar="N", help="Expected tokens of a solution.")
+    ] = None,
+    gpus_file: Annotated[
+        Path | None,
+        typer.Option("--gpus-file", metavar="FILE", help="GPUs or prices of your own; see docs/memory.md."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: bytes a device, seconds.")] = False,
+    list_gpus: Annotated[bool, typer.Option("--list-gpus", help="List the devices that are known.")] = False,
+) -> None:
+    """Say whether a recipe fits, how long it takes and what it costs; no model is loaded."""
+    from rest_em.planner.hardware import load_gpus
+    from rest_em.planner.plan import to_json
+    from rest_em.planning import make_plan
+    from rest_em.recipe import load_recipe
+    from rest_em.report.plan import print_gpus, print_plan
+    from rest_em.run import ProblemSets
+
+    gpus = load_gpus(gpus_file)
+    if list_gpus:
+        print_gpus(gpus, console())
+        return
+    if recipe is None:
+        raise PlanError("a recipe is missing; give its YAML file, as in `rest_em plan recipes/x.yaml`")
+    loaded = load_recipe(recipe, overrides or [])
+    cluster = _cluster(gpus, gpu, num_gpus, num_nodes)
+    planned = make_plan(
+        loaded,
+        ProblemSets(loaded),
+        cluster,
+        _launch(launch, strategy, offload, cluster.num_devices),
+        success_rate=success,
+        mean_new_tokens=mean_tokens,
+    )
+    if as_json:
+        print(json.dumps(to_json(planned), indent=2, allow_nan=False))
+    else:
+        print_plan(planned, console())
+
+
+def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, num_nodes: int) -> Cluster:
+    """Return the devices that are asked for; without a name those of this machine, else its processor."""
+    from rest_em.planner.hardware import Cluster, find_gpu
+    from rest_em.planner.machine import local_cpu, local_gpus, shared_out
+
+    here: int = 1
+    if name is None:
+        local = local_gpus(gpus)
+        unknown = [one.name for one in local if one.gpu is None]
+        if unknown:
+            raise PlanError(
+                f"this machine's {unknown[0]} is not known; name a device of `rest_em plan --list-gpus` with "
+                "--gpu, or describe it in a file for --gpus-file"
+            )
+        found = local[0].gpu if local else None
+        device, here = (local_cpu(), 1) if found is None else (found, len(local))
+    else:
+        device = local_cpu() if name == "cpu" else find_gpu(name, gpus)
+    count = num_gpus or here
+    if device.name == "cpu" and count > 1:  # ranks on one machine share its memory and its cores
+        device = shared_out(device, count)
+    return Cluster(gpu=device, num_gpus=count, num_nodes=num_nodes)
+
+
+def _launch(file: Path | None, strategy: str | None, offload: str, num_ranks: int) -> Launch:
+    from rest_em.planning import Launch
+
+    if file is not None:
+        if strategy is not None or offload != "none":
+            raise PlanError(f"--launch {file} is given, and --strategy or --offload too; leave one out")
+        return Launch.from_file(file, num_ranks)
+    if offload not in OFFLOADS:
+        raise PlanError(f"--offload is {offload!r}; {', '.join(OFFLOADS)} are known")
+    optimizer, param = OFFLOADS[offload]
+    name = strategy or ("single" if num_ranks == 1 else "ddp")
+    if name not in STRATEGIES:
+        raise PlanError(f"--strategy is {name!r}; {', '.join(STRATEGIES)} are known")
+    return Launch(STRATEGIES[name], optimizer, param)

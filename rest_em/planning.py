@@ -1,0 +1,362 @@
+"""A recipe as the planner sees it: its problems counted, their prompts measured, its settings as setups.
+
+No model is loaded and torch is not imported, so that `rest_em plan` answers at once. What follows from the
+numbers is left to `rest_em.planner`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rest_em.batches import MAX_PER_DEVICE
+from rest_em.errors import PlanError
+from rest_em.planner.adapters import adapter_of
+from rest_em.planner.hardware import Cluster
+from rest_em.planner.plan import Plan, mean_padded, plan_sampling, plan_training, weight_bytes
+from rest_em.planner.sampling_setup import Engine, SamplingSetup
+from rest_em.planner.shapes import ModelShape, load_shape
+from rest_em.planner.strategies import Offload, Strategy
+from rest_em.planner.training import TrainingSetup
+from rest_em.planner.workload import Lengths, Workload
+from rest_em.problems import base_variants, training_variant, tuned_variant
+from rest_em.recipe import Recipe
+from rest_em.run import ProblemSets
+from rest_em.types import Messages, Problem
+
+CHARACTERS_PER_TOKEN = 3.5
+"""Where there is no tokenizer: on the safe side of the usual 4 of English text."""
+MEASURED_PROMPTS = 200
+"""So many prompts are encoded, evenly spread, the longest among them."""
+DEFAULT_SUCCESS = 0.5
+"""Share of correct solutions where nobody says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launch says of the M-step.
+
+    Example:
+        Launch(strategy="zero2", offload_optimizer="cpu")
+    """
+
+    strategy: Strategy
+    offload_optimizer: Offload = "none"
+    offload_param: Offload = "none"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], num_ranks: int) -> Launch:
+        """Return what accelerate tells the processes that it starts."""
+        if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+            return cls("ddp" if num_ranks > 1 else "single")
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        return _deepspeed(
+            stage,
+            environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none"),
+            environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none"),
+            "the launch's environment",
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, num_ranks: int) -> Launch:
+        """Return what a launch file of accelerate says.
+
+        Raises:
+            PlanError: it cannot be read, or launches what the planner does not know.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise PlanError(f"{path}: cannot be read as a launch file: {error}") from error
+        if not isinstance(values, dict):
+            raise PlanError(f"{path}: no launch file; `accelerate config` writes one")
+        kind = str(values.get("distributed_type", "NO"))
+        if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            return cls("ddp" if num_ranks > 1 else "single")
+        if kind != "DEEPSPEED":
+            raise PlanError(
+                f"{path}: distributed_type is {kind}, which is not planned for; NO, MULTI_GPU or DEEPSPEED is"
+            )
+        settings = values.get("deepspeed_config") or {}
+        return _deepspeed(
+            str(settings.get("zero_stage", 2)),
+            str(settings.get("offload_optimizer_device", "none")),
+            str(settings.get("offload_param_device", "none")),
+            str(path),
+        )
+
+
+def _deepspeed(stage: str, optimizer: str, param: str, where: str) -> Launch:
+    strategies: dict[str, Strategy] = {"1": "zero1", "2": "zero2", "3": "zero3"}
+    offloads: dict[str, Offload] = {"none": "none", "cpu": "cpu", "nvme": "nvme"}
+    if stage not in strategies:
+        raise PlanError(f"{where}: ZeRO stage {stage} is not planned for; 1, 2 or 3 is")
+    for device in (optimizer, param):
+        if device not in offloads:
+            raise PlanError(f"{where}: an offload to {device} is not planned for; none, cpu or nvme is")
+    return Launch(strategies[stage], offloads[optimizer], offloads[param])
+
+
+def make_plan(
+    recipe: Recipe,
+    problems: ProblemSets,
+    cluster: Cluster,
+    launch: Launch,
+    *,
+    success_rate: float | None = None,
+    mean_new_tokens: float | None = None,
+) -> Plan:
+    """Return the plan of a recipe on a cluster.
+
+    Args:
+        success_rate: expected share of correct solutions; None is `DEFAULT_SUCCESS`.
+        mean_new_tokens: expected tokens of a solution; None is half of the cap.
+
+    Raises:
+        PlanError: the model's family, an option or the launch is not known.
+        ProblemError: the problems cannot be used.
+    """
+    shape = shape_of_model(recipe)
+    workload = measure(recipe, problems, success_rate=success_rate, mean_new_tokens=mean_new_tokens)
+    sampling = sampling_setup(recipe, shape, workload, cluster)
+    training = training_setup(recipe, shape, workload, cluster, launch)
+    num_examples = workload.num_examples(
+        recipe.sampling.num_samples, recipe.selection.max_solutions_per_problem
+    )
+    return Plan(
+        model=recipe.model.name_or_path,
+        shape=shape,
+        cluster=cluster,
+        workload=workload,
+        sampling=plan_sampling(shape, sampling, cluster, workload),
+        training=plan_training(
+            shape, training, cluster, num_examples=num_examples, num_epochs=recipe.training.num_train_epochs
+        ),
+        num_iterations=recipe.num_iterations,
+        evaluation_share=_evaluation_share(recipe, workload),
+    )
+
+
+def shape_of_model(recipe: Recipe) -> ModelShape:
+    """Return the shape of a recipe's model, from its folder or from what the hub's client has stored.
+
+    Raises:
+        PlanError: there is none, or it is not known.
+    """
+    name = recipe.model.name_or_path
+    if Path(name).is_dir():
+        return load_shape(Path(name))
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=recipe.model.revision)
+    except HFValidationError:
+        found = None
+    if not isinstance(found, str):
+        found = _download(name, recipe.model.revision)
+    return load_shape(Path(found))
+
+
+def _download(name: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(name, "config.json", revision=revision)
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PlanError(
+            f"model.name_or_path is {name}: no such folder, and the hub gave no config.json: {reason}; name "
+            "a folder with the model's config.json"
+        ) from error
+
+
+def measure(
+    recipe: Recipe, problems: ProblemSets, *, success_rate: float | None, mean_new_tokens: float | None
+) -> Workload:
+    """Count a recipe's problems and measure their prompts.
+
+    Raises:
+        PlanError: a rate or a length is none.
+        ProblemError: the problems cannot be used.
+    """
+    cap = recipe.sampling.max_new_tokens
+    if success_rate is not None and not 0 <= success_rate <= 1:
+        raise PlanError(f"--success is {success_rate}; a rate from 0 to 1 is wanted, as 0.4")
+    if mean_new_tokens is not None and not 0 < mean_new_tokens <= cap:
+        raise PlanError(
+            f"--mean-tokens is {mean_new_tokens}; above 0 and at most sampling.max_new_tokens, {cap}, is "
+            "wanted"
+        )
+    count_tokens, told = _counter(recipe)
+    prompt = recipe.prompt
+    asked = [problems.rendered("train", one) for one in (*base_variants(prompt), tuned_variant(prompt))]
+    trained = problems.rendered("train", training_variant(prompt))
+    return Workload(
+        num_train=len(trained),
+        num_validation=len(problems.rendered("validation", tuned_variant(prompt))),
+        num_test=len(problems.rendered("test", tuned_variant(prompt))),
+        prompt=max((_lengths(one, count_tokens) for one in asked), key=lambda one: one.longest),
+        training_prompt=_lengths(trained, count_tokens),
+        mean_new_tokens=cap / 2 if mean_new_tokens is None else mean_new_tokens,
+        success_rate=DEFAULT_SUCCESS if success_rate is None else success_rate,
+        sources=(
+            told,
+            "solutions: half of sampling.max_new_tokens is assumed; --mean-tokens says better"
+            if mean_new_tokens is None
+            else "solutions: --mean-tokens",
+            f"success: {DEFAULT_SUCCESS} is assumed; --success says better"
+            if success_rate is None
+            else "success: --success",
+        ),
+    )
+
+
+class _Counter:
+    """Tokens of a prompt, by the model's own tokenizer or by its characters."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, prompt: str | Messages) -> tuple[int, ...]:
+        """Return the token ids, or as many numbers of characters as there are tokens."""
+        text, extra = prompt, 0
+        if not isinstance(text, str):
+            extra = 4 * len(text)  # what a chat template puts around a message
+            text = "".join(f"{one['role']}\n{one['content']}\n" for one in text)
+        if self._tokenizer is not None:
+            return (*self._tokenizer.encode(text).ids, *range(extra))
+        size = math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+        step = CHARACTERS_PER_TOKEN
+        return (*(hash(text[int(i * step) : int((i + 1) * step)]) for i in range(size)), *range(extra))
+
+
+def _counter(recipe: Recipe) -> tuple[_Counter, str]:
+    file = Path(recipe.model.name_or_path) / "tokenizer.json"
+    if file.exists():
+        from tokenizers import Tokenizer
+
+        return _Counter(Tokenizer.from_file(str(file))), f"prompts: {file.name} of the model"
+    told = f"prompts: {CHARACTERS_PER_TOKEN} characters a token; there is no tokenizer.json in a folder"
+    return _Counter(None), told
+
+
+def _lengths(problems: Sequence[Problem], count_tokens: _Counter) -> Lengths:
+    """Measure prompts: all of a few, else a sample with the longest and the shortest texts."""
+    by_size = sorted(problems, key=lambda one: _size(one.prompt))
+    step = max(1, len(by_size) // MEASURED_PROMPTS)
+    chosen = by_size[::step]
+    if len(by_size) > 1:
+        chosen += by_size[-3:]
+    encoded = [count_tokens(one.prompt) for one in chosen]
+    sizes = [max(1, len(one)) for one in encoded]
+    same = (len(set(tokens)) == 1 for tokens in zip(*encoded, strict=False))
+    head = sum(1 for _ in itertools.takewhile(bool, same))
+    return Lengths(
+        longest=max(sizes),
+        shortest=min(sizes),
+        mean=sum(sizes) / len(sizes),
+        head=min(head, min(sizes) - 1),
+    )
+
+
+def _size(prompt: str | Messages) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(one["content"]) for one in prompt)
+
+
+def sampling_setup(recipe: Recipe, shape: ModelShape, workload: Workload, cluster: Cluster) -> SamplingSetup:
+    """Return how a recipe's E-step is done on a device."""
+    sampling, dtype = recipe.sampling, recipe.model.dtype
+    is_half = dtype in ("bfloat16", "float16") or (dtype == "auto" and cluster.gpu.bf16_flops is not None)
+    width = 2 if is_half else 4
+    total, active = weight_bytes(shape, width)
+    longest = workload.prompt.longest
+    cap = sampling.max_new_tokens
+    if shape.max_positions is not None:
+        cap = max(1, min(cap, shape.max_positions - longest))
+    window = min((one for one in shape.windows if one is not None), default=None)
+    is_stock = (
+        recipe.model.attn_implementation == "stock"
+        or shape.family == "gemma2"  # its attention caps scores
+        or (window is not None and longest + cap > window)
+    )
+    engine: Engine = "stock" if is_stock else "shared_prefix"
+    return SamplingSetup(
+        weight_bytes=total,
+        active_weight_bytes=active,
+        dtype_bytes=width,
+        num_samples=sampling.num_samples,
+        max_rows=sampling.max_rows,
+        unit_size=sampling.unit_size,
+        longest_prompt=longest,
+        mean_prompt=workload.prompt.mean,
+        common_head=min(workload.prompt.head, longest - 1),
+        max_new_tokens=cap,
+        mean_new_tokens=min(workload.mean_new_tokens, cap),
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        engine=engine,
+    )
+
+
+def training_setup(
+    recipe: Recipe, shape: ModelShape, workload: Workload, cluster: Cluster, launch: Launch
+) -> TrainingSetup:
+    """Return how a recipe's M-step is done under a launch."""
+    section, extra = recipe.training, recipe.training.model_extra or {}
+    is_half = cluster.gpu.bf16_flops is not None if section.bf16 == "auto" else bool(section.bf16)
+    is_deepspeed = launch.strategy.startswith("zero")
+    precision: Literal["fp32", "autocast", "bf16"] = (
+        "fp32" if not is_half else "bf16" if is_deepspeed else "autocast"
+    )
+    # Under DeepSpeed's bf16 adapters are cast with the rest, but where zero.Init has made the base before
+    # them.
+    is_cast = precision == "bf16" and launch.strategy != "zero3"
+    adapter = None if recipe.lora is None else adapter_of(recipe.lora, shape, 2 if is_cast else 4)
+    cap = recipe.sampling.max_new_tokens + 1  # its end
+    limits = [one for one in (section.max_length, shape.max_positions) if one is not None]
+    longest = min([workload.training_prompt.longest + cap, *limits])
+    rows = rows_of(recipe, cluster.num_devices)
+    return TrainingSetup(
+        method="full" if adapter is None else "lora",
+        strategy=launch.strategy,
+        num_rows=rows,
+        global_batch_size=section.global_batch_size,
+        longest=longest,
+        mean_length=mean_padded(workload.training_prompt.mean + workload.mean_new_tokens, longest, rows),
+        num_kept=min(longest, longest - workload.training_prompt.shortest + 1),
+        num_solution_tokens=min(cap, longest - 1),
+        precision=precision,
+        is_checkpointed=bool(extra.get("activation_checkpointing") or extra.get("gradient_checkpointing")),
+        optim=str(extra.get("optim", "adamw_torch_fused")),
+        adapter=adapter,
+        offload_optimizer=launch.offload_optimizer,
+        offload_param=launch.offload_param,
+        checkpoint_element_bytes=4 if shape.dtype == "float32" else 2,
+    )
+
+
+def rows_of(recipe: Recipe, num_devices: int) -> int:
+    """Return the examples of a forward pass, as `batches.divide_global_batch` gives them where it can."""
+    share = max(1, recipe.training.global_batch_size // num_devices)
+    asked = recipe.training.per_device_train_batch_size
+    if asked is not None:
+        return min(asked, share)
+    return max(size for size in range(1, min(MAX_PER_DEVICE, share) + 1) if share % size == 0)
+
+
+def _evaluation_share(recipe: Recipe, workload: Workload) -> float:
+    """Return the solutions drawn to measure and to choose, for each of an E-step."""
+    asked = recipe.evaluation
+    measured = (workload.num_test or 0) * (1 + asked.num_samples) + asked.num_train_problems
+    chosen = (workload.num_validation or 0) * recipe.training.num_train_epochs
+    drawn = (workload.num_train or 0) * recipe.sampling.num_samples
+    return (measured + chosen) / drawn if drawn else 0.0
