@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from rest_em.report.cells import console
 if TYPE_CHECKING:
     from rest_em.planner.hardware import Cluster, Gpu
     from rest_em.planner.strategies import Offload, Strategy
+    from rest_em.planner.training import Comparison
     from rest_em.planning import Launch
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -62,15 +64,23 @@ def plan(
         Path | None,
         typer.Option("--gpus-file", metavar="FILE", help="GPUs or prices of your own; see docs/memory.md."),
     ] = None,
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Say where each figure comes from and how far to trust it.")
+    ] = False,
+    verified: Annotated[
+        bool,
+        typer.Option("--verify", help="Trace the model's own class on tensors without data; takes seconds."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: bytes a device, seconds.")] = False,
     list_gpus: Annotated[bool, typer.Option("--list-gpus", help="List the devices that are known.")] = False,
 ) -> None:
     """Say whether a recipe fits, how long it takes and what it costs; no model is loaded."""
     from rest_em.planner.hardware import load_gpus
     from rest_em.planner.plan import to_json
+    from rest_em.planner.provenance import explain
     from rest_em.planning import make_plan
     from rest_em.recipe import load_recipe
-    from rest_em.report.plan import print_gpus, print_plan
+    from rest_em.report.plan import print_explained, print_gpus, print_plan, print_verified
     from rest_em.run import ProblemSets
 
     gpus = load_gpus(gpus_file)
@@ -89,10 +99,23 @@ def plan(
         success_rate=success,
         mean_new_tokens=mean_tokens,
     )
+    found: dict[str, Any] = to_json(planned)
+    if explained:
+        found["explained"] = [dataclasses.asdict(one) for one in explain(planned)]
+    comparisons: list[Comparison] = []
+    if verified:
+        from rest_em.tracing import verify
+
+        comparisons = verify(loaded.model, planned.shape, planned.training.setup)
+        found["verified"] = [dataclasses.asdict(one) for one in comparisons]
     if as_json:
-        print(json.dumps(to_json(planned), indent=2, allow_nan=False))
-    else:
-        print_plan(planned, console())
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    print_plan(planned, console())
+    if explained:
+        print_explained(planned, console())
+    if verified:
+        print_verified(comparisons, console())
 
 
 def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, num_nodes: int) -> Cluster:

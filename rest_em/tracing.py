@@ -22,10 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rest_em.errors import PlanError
+from rest_em.planner.activations import StepSetup, instants_of
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.training import Comparison, TrainingSetup
+from rest_em.recipe import ModelSection
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from rest_em.planner.activations import StepSetup
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
 ATTENTION = "rest_em_shape_only"
@@ -128,6 +132,35 @@ def _attend(
 
 def _no_mask(*arguments: object, **options: object) -> None:
     return None
+
+
+def verify(model: ModelSection, shape: ModelShape, setup: TrainingSetup) -> list[Comparison]:
+    """Trace a recipe's micro-step in the model's own class and hold the plan against it.
+
+    One process's: the model's states are the strategy's, and are left out of both figures.
+
+    Raises:
+        PlanError: the model's configuration cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            model.name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise PlanError(f"model.name_or_path is {model.name_or_path}: {error}") from error
+    meter = trace_step(config, setup.step)
+    instants = instants_of(shape, setup.step)
+    found = []
+    for phase in ("forward", "backward"):
+        planned = max(
+            sum(one.components.values())
+            for one in instants
+            if ("backward" in one.name) == (phase == "backward")
+        )
+        found.append(Comparison(phase, planned, meter.peaks[phase] - meter.static_bytes))
+    return found
 
 
 def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, int]] | None = None) -> Meter:

@@ -61,9 +61,40 @@ class TrainingSetup:
     zero: ZeroSettings = DEFAULT_ZERO
     checkpoint_element_bytes: int = 2
 
+    @property
+    def step(self) -> StepSetup:
+        """One device's micro-step on its longest examples."""
+        return StepSetup(
+            num_rows=self.num_rows,
+            length=self.longest,
+            num_kept=min(self.num_kept, self.longest),
+            num_solution_tokens=self.num_solution_tokens,
+            precision=self.precision,
+            is_checkpointed=self.is_checkpointed,
+            adapter=self.adapter,
+        )
+
     def num_micro_steps(self, num_devices: int) -> int:
         """Forward passes a device and optimiser step."""
         return max(1, math.ceil(self.global_batch_size / (self.num_rows * num_devices)))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A phase of a micro-step as it is planned and as it was traced, beyond weights and optimiser states.
+
+    Example:
+        Comparison("backward", planned_bytes=1_000_000, traced_bytes=1_001_000)
+    """
+
+    phase: str
+    planned_bytes: int
+    traced_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Of the plan, relative to the trace."""
+        return self.planned_bytes / self.traced_bytes - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +153,11 @@ def training_memory(
     """
     weights = weights_of(shape, setup.adapter)
     states = model_states(weights, _state_setup(setup, cluster))
-    step = StepSetup(
-        num_rows=setup.num_rows,
-        length=setup.longest,
-        num_kept=min(setup.num_kept, setup.longest),
-        num_solution_tokens=setup.num_solution_tokens,
-        precision=setup.precision,
-        is_checkpointed=setup.is_checkpointed,
-        adapter=setup.adapter,
-    )
     embedding = weights.items[0].num_elements
     is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
     moments = [
         _with_states(one, states, setup, embedding, is_accumulating=is_accumulating)
-        for one in instants_of(shape, step)
+        for one in instants_of(shape, setup.step)
     ]
     if setup.method == "qlora":
         largest = max(one.num_elements for one in weights.items if not one.is_embedding)

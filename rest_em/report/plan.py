@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from rest_em.planner.hardware import Gpu
 from rest_em.planner.inventory import weights_of
 from rest_em.planner.plan import Plan
+from rest_em.planner.provenance import explain
+from rest_em.planner.training import Comparison
 from rest_em.report.cells import ABSENT, table_of
 
 GIB = 2**30
@@ -186,6 +189,27 @@ def _print_totals(plan: Plan, console: Console) -> None:
         )
     for line in (*lines, *plan.workload.sources):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_explained(plan: Plan, console: Console) -> None:
+    """Print where the figures of a plan come from."""
+    table = table_of("where the figures come from: at the binding instants, in GiB; times in seconds")
+    _add_columns(table, "phase| figure| value formula| source| confidence|")
+    for one in explain(plan):
+        value = ABSENT if one.value is None else f"{one.value:,.2f}"
+        if one.phase != "times" and one.value is not None:
+            value = f"{one.value / GIB:,.3f}"
+        table.add_row(one.phase, one.name, value, escape(one.formula), escape(one.source), one.confidence)
+    console.print(table)
+
+
+def print_verified(comparisons: Sequence[Comparison], console: Console) -> None:
+    """Print the plan of a micro-step beside a trace of it."""
+    table = table_of("a traced micro-step, beyond its states")
+    _add_columns(table, "phase| planned traced error")
+    for one in comparisons:
+        table.add_row(one.phase, gib(one.planned_bytes), gib(one.traced_bytes), f"{100 * one.error:+.2f} %")
+    console.print(table)
 
 
 def print_gpus(gpus: Mapping[str, Gpu], console: Console) -> None:
