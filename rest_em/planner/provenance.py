@@ -42,10 +42,10 @@ def explain(plan: Plan) -> list[Provenance]:
         *_rows("sampling", sampling.components.items()),
         *_rows("training", training.memory.peak.components.items()),
         *_rows("outside", training.memory.outside.items()),
-        ("times", "sampling seconds", speed and speed.total_seconds),
-        ("times", "training seconds", time and time.seconds),
+        ("times", "sampling seconds", speed.total_seconds if speed else None),
+        ("times", "training seconds", time.seconds if time else None),
         ("times", "dollars", plan.dollars(plan.seconds)),
-        ("times", "failures", failures and failures.mtbf_seconds),
+        ("times", "failures", failures.mtbf_seconds if failures else None),
         ("times", "examples", training.num_examples),
     ]
     return [Provenance(phase, name, value, **known[phase][name]) for phase, name, value in rows]

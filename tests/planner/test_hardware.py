@@ -184,7 +184,7 @@ def test_names_and_aliases_are_found(name: str, found: str) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("a100", "GPU a100: which of a100_40, a100_80, a100_80_pcie?"),
+        ("rtx", "GPU rtx: which of rtx3090, rtx4090, rtx5090, rtx6000_ada, rtx_a6000?"),
         ("rtx409", "GPU rtx409: none is known by this name; did you mean rtx4090?"),
         ("H300", "GPU H300: none is known by this name; did you mean h"),
         ("abacus", "GPU abacus: none is known by this name; there are a10, a100_40, "),

@@ -1,0 +1,212 @@
+"""A plan from a recipe: what is planned for, what is said, and what each mistake is told as."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from rest_em.cli import app
+from rest_em.errors import PlanError
+from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
+from rest_em.planner.plan import refuse_if_certain, to_json
+from rest_em.planner.workload import expected_kept
+from rest_em.planning import Launch, make_plan
+from rest_em.recipe import load_recipe
+from rest_em.run import ProblemSets
+
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "dtype": "bfloat16",
+    "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
+"""Llama 3 8B: 8,030,261,248 parameters."""
+
+
+def _recipe(folder: Path, config: dict[str, Any] | None = None, **more: Any) -> Path:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(config or CONFIG))
+    for name, start in (("train", 0), ("test", 500)):
+        rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(start, start + 40)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {
+        "model": {"name_or_path": "model"},
+        "problems": {"train": {"path": "train.jsonl"}, "test": {"path": "test.jsonl"}},
+        "prompt": {"template": "Q: {{ question }}\nA:"},
+        "reward": {"name": "number"},
+        "sampling": {"num_samples": 8, "max_new_tokens": 512},
+        **more,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def _json(path: Path, *options: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["plan", str(path), "--json", *options])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_json_has_both_phases_in_bytes_seconds_and_dollars(tmp_path: Path) -> None:
+    plan = _json(_recipe(tmp_path), "--gpu", "h100", "--num-gpus", "8", "--strategy", "zero3")
+    assert plan["num_parameters"] == 8_030_261_248
+    sampling, training = plan["sampling"], plan["training"]
+    assert sampling["fits"] is True
+    assert sampling["components"]["weights"] == 2 * 8_030_261_248
+    assert sum(sampling["components"].values()) == sampling["peak_bytes"]
+    assert sampling["max_batch"] >= 128
+    assert sampling["tokens_per_second"] > 0
+    assert sum(training["components"].values()) == training["peak_bytes"]
+    assert training["peak_bytes"] == max(training["instants"].values())
+    assert training["instants"][training["instant"]] == training["peak_bytes"]
+    assert training["host_peak_bytes"] > 2 * 8_030_261_248
+    for phase in (sampling, training):
+        assert phase["seconds"] > 0
+        price = find_gpu("h100", load_gpus()).dollars_per_hour
+        assert price is not None
+        assert phase["dollars"] == pytest.approx(phase["seconds"] / 3600 * price * 8)
+
+
+def test_a_full_8b_model_in_fp32_masters_does_not_fit_on_one_card_and_zero3_fits_on_eight(
+    tmp_path: Path,
+) -> None:
+    path = _recipe(tmp_path)
+    alone = _json(path, "--gpu", "h100", "--num-gpus", "1")["training"]
+    assert alone["fits"] is False
+    assert alone["is_certain_failure"] is True
+    assert alone["components"]["weights"] == 4 * 8_030_261_248
+    assert alone["components"]["optimiser states"] == 8 * 8_030_261_248
+    shared = _json(path, "--gpu", "h100", "--num-gpus", "8", "--strategy", "zero3")["training"]
+    assert shared["fits"] is True
+
+
+def test_a_refusal_names_the_instant_the_shortfall_and_a_way_out(tmp_path: Path) -> None:
+    recipe = load_recipe(_recipe(tmp_path))
+    cluster = Cluster(gpu=find_gpu("l4", load_gpus()))
+    plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
+    with pytest.raises(
+        PlanError, match=r"training: at the instant .* GiB more than it\s+has; .*--search"
+    ) as told:
+        refuse_if_certain(plan)
+    assert "--force" in str(told.value)
+
+
+def test_lora_and_checkpointing_of_a_recipe_are_planned_for(tmp_path: Path) -> None:
+    path = _recipe(
+        tmp_path, lora={"r": 16, "target_modules": "all-linear"}, training={"activation_checkpointing": True}
+    )
+    training = _json(path, "--gpu", "l40s")["training"]
+    assert training["method"] == "lora"
+    assert training["fits"] is True
+    assert training["components"]["frozen weights"] == 2 * 8_030_261_248
+    # r (in + out) a matrix and layer: q and o 8192, k and v 5120, gate, up and down 18432 each.
+    trained = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432)
+    assert training["components"]["weights"] == 4 * trained
+
+
+def test_batches_of_all_rows_at_the_cap_are_what_memory_follows(tmp_path: Path) -> None:
+    path = _recipe(tmp_path)
+    few = _json(path, "--gpu", "h200", "--set", "training.per_device_train_batch_size=1")["training"]
+    more = _json(path, "--gpu", "h200", "--set", "training.per_device_train_batch_size=4")["training"]
+    assert more["peak_bytes"] > few["peak_bytes"]
+    assert few["longest"] == more["longest"] > 512
+
+
+def test_expected_examples_are_the_mean_of_the_capped_binomial() -> None:
+    # N 2, rate 1/2, cap 1: P(X > 0) = 3/4. Cap 2: the mean, 1.
+    assert expected_kept(2, 0.5, 1) == 0.75
+    assert expected_kept(2, 0.5, 2) == 1.0
+    assert expected_kept(8, 1.0, 4) == 4.0
+    assert expected_kept(8, 0.0, 4) == 0.0
+
+
+def test_a_launch_file_says_the_stage(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "launch" / "zero3_cpu.yaml"
+    assert Launch.from_file(file, 2) == Launch("zero3")
+    assert Launch.from_file(file.with_name("cpu.yaml"), 1) == Launch("single")
+    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\n")
+    with pytest.raises(PlanError, match="distributed_type is FSDP, which is not planned for"):
+        Launch.from_file(tmp_path / "fsdp.yaml", 2)
+    with pytest.raises(PlanError, match="cannot be read as a launch file"):
+        Launch.from_file(tmp_path / "none.yaml", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--gpu", "h900"], "h900"),
+        (
+            ["--gpu", "l4", "--strategy", "zero9"],
+            "--strategy is 'zero9'; single, ddp, zero1, zero2,",
+        ),
+        (["--gpu", "l4", "--offload", "moon"], "--offload is 'moon'; none, optimizer, all, nvme are known"),
+        (["--gpu", "l4", "--success", "40"], "--success is 40.0; a rate from 0 to 1 is wanted"),
+        (["--gpu", "l4", "--mean-tokens", "0"], "--mean-tokens is 0.0; above 0 and at most"),
+        (["--gpu", "l4", "--num-nodes", "0"], "num_nodes 0"),
+        (["--gpu", "l4", "--set", "training.optim=lomo"], "training.optim is 'lomo'"),
+    ],
+)
+def test_each_mistake_is_told(tmp_path: Path, options: list[str], told: str) -> None:
+    result = CliRunner().invoke(app, ["plan", str(_recipe(tmp_path)), *options])
+    assert result.exit_code != 0
+    assert told in str(result.exception)
+
+
+def test_an_unknown_family_is_an_error_and_no_guess(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, {**CONFIG, "model_type": "llama9"})
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "l4"])
+    assert "model_type is 'llama9', which the planner does not know" in str(result.exception)
+    assert "did you mean llama?" in str(result.exception)
+
+
+def test_a_model_without_a_configuration_is_told(tmp_path: Path) -> None:
+    path = _recipe(tmp_path)
+    (tmp_path / "model" / "config.json").unlink()
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "l4"])
+    assert "no such file; a model's folder has a config.json" in str(result.exception)
+
+
+def test_every_figure_that_is_explained_has_a_formula(tmp_path: Path) -> None:
+    path = _recipe(tmp_path)
+    for options in (
+        ["--strategy", "single"],
+        ["--strategy", "ddp", "--num-gpus", "2"],
+        ["--strategy", "zero1", "--num-gpus", "2"],
+        ["--strategy", "zero2", "--num-gpus", "2", "--offload", "optimizer"],
+        ["--strategy", "zero3", "--num-gpus", "2"],
+        ["--strategy", "zero3", "--num-gpus", "2", "--offload", "nvme"],
+    ):
+        found = _json(path, "--gpu", "h100", "--explain", *options)["explained"]
+        assert all(one["formula"] and one["source"] and one["confidence"] for one in found)
+
+
+def test_a_plan_for_people_has_a_bar_a_phase(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["plan", str(_recipe(tmp_path)), "--gpu", "h100"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^sampling, [a-z]+: [0-9.]+ GiB of 79.20 GiB$", result.output, re.MULTILINE)
+    assert re.search(r"^training, [a-z ]+: [0-9.]+ GiB of 79.20 GiB$", result.output, re.MULTILINE)
+    assert "NO" in result.output
+
+
+def test_the_trace_agrees_with_the_plan(tmp_path: Path) -> None:
+    small = {
+        **CONFIG, "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 2048,
+        "num_attention_heads": 8, "num_key_value_heads": 2,
+    }  # fmt: skip
+    found = _json(_recipe(tmp_path, small), "--gpu", "l4", "--verify")["verified"]
+    for one in found:
+        assert one["planned_bytes"] == pytest.approx(one["traced_bytes"], rel=0.01)
+
+
+def test_the_plan_is_plain_json(tmp_path: Path) -> None:
+    recipe = load_recipe(_recipe(tmp_path))
+    cluster = Cluster(gpu=find_gpu("h100", load_gpus()))
+    plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
+    assert json.loads(json.dumps(to_json(plan), allow_nan=False)) == to_json(plan)
