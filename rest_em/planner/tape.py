@@ -216,13 +216,21 @@ class Tape:
         value.node = Node(self._sequence, (), lambda g: (), (), self.account.phase)
 
     def _accumulate(self, weight: Weight, gradient: Value) -> None:
-        if weight.gradient is None:
-            num_bytes = gradient.num_elements * gradient.itemsize
-            if gradient.storage.num_values > 1 or gradient.storage.num_bytes > num_bytes:
-                gradient = self.new(gradient.num_elements, gradient.itemsize)
-            gradient.storage.become("gradients")
-            weight.gradient = gradient
-            self.account.num_passed += weight.num_elements
+        """Take a weight's gradient; a second one, of a weight that is used twice, is added into a third.
+
+        A device may add in place instead. Under a mode that sees all operations, as every trace is, torch
+        never does, and it is a trace that these figures are held against.
+        """
+        if weight.gradient is not None:
+            weight.gradient = self.new(gradient.num_elements, gradient.itemsize)
+            weight.gradient.storage.become("gradients")
+            return
+        num_bytes = gradient.num_elements * gradient.itemsize
+        if gradient.storage.num_values > 1 or gradient.storage.num_bytes > num_bytes:
+            gradient = self.new(gradient.num_elements, gradient.itemsize)
+        gradient.storage.become("gradients")
+        weight.gradient = gradient
+        self.account.num_passed += weight.num_elements
 
     # ---- autocast
 
