@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: help quickstart test check fix bench soak clean
+.PHONY: help quickstart test check fix bench bench-planner soak clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 # Says what is wrong where a Python is too old, whatever that Python is.
 PYTHON_CHECK = import sys; sys.version_info >= (3, 11) or sys.exit("make: $(1) is Python %d.%d; 3.11 or newer \
@@ -53,6 +53,10 @@ bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside generate, rewards b
 	$(BIN)/python benchmarks/math_answers.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
+
+bench-planner: $(INSTALLED)  ## planned against measured memory on the GPU at hand, and beside other estimators
+	$(BIN)/python benchmarks/planner_gpu.py
+	$(BIN)/python benchmarks/planner_estimators.py
 
 soak: $(INSTALLED)  ## attacks in sequence and 100,000 programs through the sandbox (12 minutes on 2 cores)
 	$(BIN)/python benchmarks/sequences_sandbox.py
