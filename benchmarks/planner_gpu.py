@@ -2,9 +2,9 @@
 
     python benchmarks/planner_gpu.py [--quick]
 
-Sweeps models of few layers: full and LoRA, checkpointing, batch and length, under autocast and with the M-step's
-own loss. Prints allocated and reserved peaks beside the plan, and the median and worst errors; exit status 1 if
-one is called fitting and does not fit. The E-step and several devices are left out.
+Sweeps models of few layers: full and LoRA, checkpointing, batch and length, under autocast and with the
+M-step's own loss. Prints allocated and reserved peaks beside the plan, and the median and worst errors; the
+exit status is 1 if one is called fitting and does not fit. The E-step and several devices are left out.
 """
 
 from __future__ import annotations

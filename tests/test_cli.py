@@ -21,7 +21,7 @@ from rest_em.status import message_of
 
 VERBS = (
     "", "run", "check", "score", "show", "evaluate", "compare", "export", "recipes", "recipes list", "recipes copy",
-    "evals", "evals list", "evals copy",
+    "evals", "evals list", "evals copy", "plan",
 )  # fmt: skip
 
 
@@ -354,7 +354,13 @@ def test_every_verb_is_tried(call: Call) -> None:
 def test_the_light_verbs_load_neither_torch_nor_transformers(tmp_path: Path) -> None:
     tiny_run.write_recipe(tmp_path, tmp_path / "model")
     write_status(tmp_path / "runs" / "tiny", "running")
-    for arguments in (["show", "tiny"], ["recipes", "list"], ["--help"]):
+    (tmp_path / "model").mkdir()
+    shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"model_type": "llama", "vocab_size": 99, **shape})
+    )
+    planned = ["plan", "tiny.yaml", "--gpu", "l4", "--json"]
+    for arguments in (["show", "tiny"], ["recipes", "list"], planned, ["--help"]):
         program = f"""
 import sys
 from rest_em.cli import main
@@ -375,3 +381,4 @@ print({{"torch", "transformers", "datasets"}} & set(sys.modules))
             timeout=60,
         )
         assert done.stdout.endswith("set()\n")
+        assert arguments != planned or '"fits": true' in done.stdout

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from rest_em.cli import app
 from rest_em.errors import UnscorableError
 from rest_em.ledger import Ledger, Stage
+from rest_em.planner.hardware import load_gpus
 from rest_em.recipe import Recipe, RewardSection, check_library_keys, load_recipe
 from rest_em.rewards.registry import load_reward
 from rest_em.storage import write_examples, write_graded, write_solutions
@@ -140,11 +141,20 @@ def test_a_key_that_a_page_names_is_one_of_the_recipes(page: Path) -> None:
 
 
 def yaml_examples() -> Iterator[Any]:
-    """Yield the YAML of the pages; that of recipes.md, which is wrong in part, is tested in test_recipe."""
+    """Yield the YAML of the pages; that of recipes.md, which is wrong in part, is tested in test_recipe.
+
+    memory.md has a table of GPUs, which the next test reads.
+    """
     for page in PAGES:
-        if page.stem != "recipes":
+        if page.stem not in ("recipes", "memory"):
             for number, block in enumerate(blocks(page, "yaml"), start=1):
                 yield pytest.param(block, id=f"{page.stem}-{number}")
+
+
+def test_a_table_of_gpus_of_the_pages_loads(tmp_path: Path) -> None:
+    (page,) = (one for one in PAGES if one.stem == "memory")
+    (tmp_path / "gpus.yaml").write_text("\n".join(blocks(page, "yaml")))
+    assert load_gpus(tmp_path / "gpus.yaml")["h100_sxm"].dollars_per_hour == 2.10
 
 
 @pytest.mark.parametrize("text", list(yaml_examples()))
