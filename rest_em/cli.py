@@ -35,8 +35,10 @@ from rest_em.status import message_of, status_of
 from rest_em.types import Messages
 
 if TYPE_CHECKING:
+    from rest_em.ledger import Ledger
     from rest_em.recipe import Recipe
     from rest_em.run import ProblemSets
+    from rest_em.run_plan import RunPlan
 
 STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
 """What `_stage NAME` runs: the `main` of these modules."""
@@ -107,6 +109,9 @@ def run(
             "--dry-run", help="Check the recipe, say what is done and what --from-stage would forget."
         ),
     ] = False,
+    forced: Annotated[
+        bool, typer.Option("--force", help="Start even where the plan says that memory cannot suffice.")
+    ] = False,
 ) -> None:
     """Run a recipe to its end, or go on where it was interrupted.
 
@@ -118,16 +123,18 @@ def run(
     with interruptible():
         if dry_run:  # nobody has anything to wait for
             if ranks.is_leader:
-                _say_what_is_done(ranks, recipe, overrides or [], from_stage or [])
+                _say_what_is_done(ranks, recipe, overrides or [], from_stage or [], forced=forced)
             return
         if not ranks.is_leader:
             with suppress(RunInterruptedError):  # rank 0 tells it
                 follow(ranks)
             return
-        _lead(ranks, recipe, overrides or [], from_stage or [])
+        _lead(ranks, recipe, overrides or [], from_stage or [], forced=forced)
 
 
-def _say_what_is_done(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]) -> None:
+def _say_what_is_done(
+    ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, forced: bool
+) -> None:
     """Check the recipe and read the ledger; nothing is written."""
     from rest_em.ledger import Ledger
     from rest_em.recipe import load_recipe, run_name_of
@@ -138,13 +145,14 @@ def _say_what_is_done(ranks: Ranks, path: Path, overrides: list[str], from_stage
     folder, progress = Path("runs") / run_name_of(path, recipe), Progress()
     _refuse_changes(recipe, folder, problems, from_stages)
     ledger = Ledger(folder)
+    _plan(ranks, recipe, problems, _left(ledger, from_stages), forced=forced)
     if from_stages:
         forgotten = ledger.meant_by(*from_stages) or from_stages
         progress.say(f"--from-stage would do again: {', '.join(forgotten)}")
     progress.say(f"{folder}: {len(ledger.records)} stages are done; --dry-run goes no further")
 
 
-def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]) -> None:
+def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str], *, forced: bool) -> None:
     """Rank 0: build the parts of the run and call the loop."""
     from rest_em.algorithm import rest_em
     from rest_em.ledger import Ledger
@@ -167,11 +175,14 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
         _refuse_changes(recipe, folder, problems, from_stages)
+        planned = _plan(ranks, recipe, problems, _left(ledger, from_stages), forced=forced)
         work.has_begun = True
         if from_stages:
             progress.say(f"done again: {', '.join(ledger.reset(*from_stages) or from_stages)}")
             progress.say("after an interruption leave --from-stage out")
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        planned.keep(folder, ledger)
+        stack.callback(_keep_measured, planned, folder, ledger)
         for line in _overlap_lines(recipe, problems):
             progress.say(line)
         judges = stack.enter_context(Judges(folder / "logs" / "graders.log"))
@@ -181,6 +192,38 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         if len(ledger.records) == num_done:
             progress.say(f"{folder}: finished already, nothing to do")
     print_summary(summarize_run(folder), console())
+
+
+def _left(ledger: Ledger, from_stages: list[str]) -> list[str]:
+    """Return the finished stages that --from-stage leaves alone."""
+    forgotten = set(ledger.meant_by(*from_stages))
+    return [record["stage"] for record in ledger.records if record["stage"] not in forgotten]
+
+
+def _plan(ranks: Ranks, recipe: Recipe, problems: ProblemSets, done: list[str], *, forced: bool) -> RunPlan:
+    """Say what a run will take, and refuse one that certainly runs out of memory; return its plan."""
+    from rest_em.report.progress import Progress
+    from rest_em.run_plan import plan_run
+
+    progress = Progress()
+    planned = plan_run(recipe, problems, ranks, os.environ)
+    for line in planned.lines:
+        progress.say(line)
+    if not forced:
+        planned.refuse(done)
+    for phase, failure in planned.certain_failures(done).items():
+        progress.say(f"--force: {phase} is started all the same: {failure}")
+    return planned
+
+
+def _keep_measured(planned: RunPlan, folder: Path, ledger: Ledger) -> None:
+    """Put what the stages took beside the plan, whatever has become of the run."""
+    from rest_em.report.progress import Progress
+
+    try:
+        planned.keep(folder, ledger)
+    except OSError as error:  # the run's own end is told; the ledger has what was measured
+        Progress().say(f"{folder / 'plan.json'}: cannot be written: {error}")
 
 
 def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_stages: list[str]) -> None:

@@ -27,10 +27,15 @@ def device_type() -> str:
     """
     import torch
 
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE:
+    if is_cpu_asked_for():
         return "cpu"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if accelerator is None else accelerator.type
+
+
+def is_cpu_asked_for() -> bool:
+    """Return whether a launch file says `use_cpu: true`."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
 
 
 def has_native_bfloat16(device: str) -> bool:

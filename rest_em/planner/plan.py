@@ -263,7 +263,20 @@ def refuse_if_certain(plan: Plan) -> None:
     Raises:
         PlanError: with the shortfall and what would help.
     """
-    lines = []
+    failures = certain_failures(plan)
+    if failures:
+        raise PlanError(refusal(failures))
+
+
+def refusal(failures: Mapping[str, str]) -> str:
+    """Return what is told of a run that is refused for `certain_failures`."""
+    told = [f"{phase}: {failure}" for phase, failure in failures.items()]
+    return "\n".join([*told, "--force starts the run all the same"])
+
+
+def certain_failures(plan: Plan) -> dict[str, str]:
+    """Return the phases whose tensors alone exceed the device, with the shortfall and what would help."""
+    failures = {}
     gib = 2**30
     sampling, memory = plan.sampling, plan.training.memory
     if sampling.is_certain_failure:
@@ -273,21 +286,19 @@ def refuse_if_certain(plan: Plan) -> None:
             if sampling.max_batch
             else "take a device with more memory or a smaller model"
         )
-        lines.append(
-            f"sampling: at the instant {sampling.memory.peak.instant!r} a device holds "
+        failures["sampling"] = (
+            f"at the instant {sampling.memory.peak.instant!r} a device holds "
             f"{sampling.peak_bytes / gib:.2f} GiB, {short:.2f} GiB more than it has; {advice}"
         )
     if memory.is_certain_failure:
         short = (memory.peak.total_bytes + memory.outside["context"] - memory.usable_bytes) / gib
         largest = max(memory.peak.components, key=lambda name: memory.peak.components[name])
-        lines.append(
-            f"training: at the instant {memory.peak.name!r} a device holds "
+        failures["training"] = (
+            f"at the instant {memory.peak.name!r} a device holds "
             f"{memory.peak.total_bytes / gib:.2f} GiB (most of it {largest}), {short:.2f} GiB more than it "
-            "has; "
-            "`rest_em plan RECIPE --search` names what would fit"
+            "has; `rest_em plan RECIPE --search` names what would fit"
         )
-    if lines:
-        raise PlanError("\n".join([*lines, "--force starts the run all the same"]))
+    return failures
 
 
 def mean_padded(mean: float, longest: int, num_rows: int) -> float:

@@ -14,8 +14,11 @@ from rich.table import Table
 from rest_em.errors import RunFolderError
 from rest_em.evaluation import Estimate, Evaluation, Figure, by_difficulty, gain, unpaired_gain
 from rest_em.ledger import Ledger, as_killed, best_iteration, read_status
+from rest_em.planner.measured import beside, read_plan
 from rest_em.report.cells import ABSENT, percent, table_of, with_interval
+from rest_em.report.run_plan import usage_tables
 from rest_em.storage import is_locked
+from rest_em.usage import measured_stages
 
 SHARES = ("no answer", "truncated", "unscorable")
 WIDE = 128
@@ -127,6 +130,8 @@ class RunSummary:
     """Which prompt serves the base, and each candidate's pass@1 on D_val; None while it is not chosen."""
     best: int = 0
     """The iteration whose policy is best on D_val; 0 is the base."""
+    plan: Mapping[str, Any] | None = None
+    """`plan.json`, with all that the ledger has measured; None where there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value."""
@@ -135,6 +140,7 @@ class RunSummary:
             "status": dict(self.status),
             "base_prompt": self.base_prompt,
             "best_iteration": self.best,
+            "plan": self.plan,
             "iterations": [one.to_json() for one in self.iterations],
         }
 
@@ -170,7 +176,14 @@ def summarize_run(folder: Path) -> RunSummary:
         iterations=[_summarize(records, number, base) for number in numbers],
         base_prompt=records["iteration-00/prompt"]["result"] if "iteration-00/prompt" in records else None,
         best=best_iteration(records.values()),
+        plan=_plan(folder, records),
     )
+
+
+def _plan(folder: Path, records: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `plan.json`; of a run that is under way, or was killed, the ledger has measured more than it."""
+    plan = read_plan(folder)
+    return plan and plan | {"measured": beside(plan, measured_stages(records.values()))}
 
 
 def _refuse_judged(folder: Path) -> None:
@@ -328,6 +341,7 @@ def print_summary(summary: RunSummary, console: Console) -> None:
         *_difficulty_tables(summary),
         _training_table(summary),
         *_time_tables(summary),
+        *usage_tables(summary.plan),
     ]
     for table in tables:
         if table.row_count:

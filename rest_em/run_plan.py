@@ -1,0 +1,127 @@
+"""The plan of a run that is about to start, on the devices of its launch; kept in `plan.json`.
+
+A run is refused where its tensors alone exceed the device. Nothing else here stops one: what cannot be
+planned for is told, and the run starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rest_em.devices import is_cpu_asked_for
+from rest_em.errors import PlanError
+from rest_em.ledger import Ledger
+from rest_em.planner.hardware import Cluster, Gpu, load_gpus
+from rest_em.planner.machine import local_cpu, local_gpus, shared_out
+from rest_em.planner.measured import PLAN, beside, read_plan
+from rest_em.planner.plan import certain_failures, refusal, to_json
+from rest_em.planning import Launch, make_plan
+from rest_em.recipe import Recipe
+from rest_em.report.run_plan import plan_lines
+from rest_em.run import ProblemSets
+from rest_em.stages import Ranks
+from rest_em.storage import write_json
+from rest_em.usage import measured_stages
+
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""There where a GPU's driver is, NVIDIA's or AMD's."""
+PHASES = {"samples": "sampling", "training": "training"}
+"""The end of a stage's name -> the phase of a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What is known of a run before its launch.
+
+    Example:
+        RunPlan({"unplanned": "the model's family is not known"}, ("no plan of memory and time: ...",))
+    """
+
+    document: Mapping[str, Any]
+    """`predicted`, the plan as JSON, or `unplanned`, why there is none."""
+    lines: tuple[str, ...]
+    """For people."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Phase -> what it certainly lacks, and what would help."""
+
+    def certain_failures(self, done: Collection[str]) -> dict[str, str]:
+        """Return the phases that certainly run out of memory, but for those that did not.
+
+        Args:
+            done: finished stages. A stage of a kind that has finished here before is given its chance.
+        """
+        finished = {PHASES.get(name.rpartition("/")[2]) for name in done}
+        return {phase: told for phase, told in self.failures.items() if phase not in finished}
+
+    def refuse(self, done: Collection[str]) -> None:
+        """Refuse a run that certainly runs out of memory.
+
+        Raises:
+            PlanError: with the shortfall and what would help.
+        """
+        failures = self.certain_failures(done)
+        if failures:
+            raise PlanError(refusal(failures))
+
+    def keep(self, folder: Path, ledger: Ledger) -> None:
+        """Write `plan.json`: this plan, and what each finished stage took beside its own launch's plan."""
+        measured = beside(read_plan(folder), measured_stages(ledger.records))
+        write_json(folder / PLAN, {**self.document, "measured": measured})
+
+
+def plan_run(recipe: Recipe, problems: ProblemSets, ranks: Ranks, environment: Mapping[str, str]) -> RunPlan:
+    """Return the plan of a run as it is launched, or why there is none; it never fails."""
+    try:
+        plan = make_plan(
+            recipe,
+            problems,
+            launched_cluster(ranks, environment),
+            Launch.from_environment(environment, ranks.world_size),
+        )
+        predicted = to_json(plan)
+        json.dumps(predicted, allow_nan=False)
+        return RunPlan({"predicted": predicted}, tuple(plan_lines(plan)), certain_failures(plan))
+    except PlanError as error:
+        reason = str(error)
+    except Exception as error:  # a mistake of the planner's, or a library's, must not cost the run
+        reason = f"the planner failed with {type(error).__name__}: {error}"
+    reason = "; ".join(reason.strip().splitlines())
+    return RunPlan({"unplanned": reason}, (f"no plan of memory and time: {reason}",))
+
+
+def launched_cluster(ranks: Ranks, environment: Mapping[str, str]) -> Cluster:
+    """Return the devices of a launch, all machines taken to be as this one.
+
+    Raises:
+        PlanError: its GPUs are not known, or of several kinds.
+    """
+    gpu = None if is_cpu_asked_for() or version("torch").endswith("+cpu") else _visible_gpu(environment)
+    if gpu is None:  # the ranks of a machine share its memory and its cores
+        gpu = shared_out(local_cpu(), ranks.local_world_size)
+    return Cluster(
+        gpu=gpu, num_gpus=ranks.local_world_size, num_nodes=ceil(ranks.world_size / ranks.local_world_size)
+    )
+
+
+def _visible_gpu(environment: Mapping[str, str]) -> Gpu | None:
+    """Return the kind of this machine's GPUs; None where there is none or none is visible."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return None
+    found = local_gpus(load_gpus())
+    if not found:
+        if any(driver.exists() for driver in DRIVERS):
+            raise PlanError("this machine has a GPU's driver, and nvidia-smi tells of no GPU")
+        return None
+    names = sorted({one.name for one in found})
+    if len(names) > 1:
+        raise PlanError(f"this machine has GPUs of several kinds: {', '.join(names)}")
+    if found[0].gpu is None:
+        raise PlanError(f"this machine's {names[0]} is not known; docs/memory.md says how to describe it")
+    return found[0].gpu
