@@ -388,6 +388,7 @@ class _WeightedTrainer(Trainer):
         """Return the micro-batch's part of the global batch's loss, times the number of ranks."""
         assert not return_outputs, "rest_em evaluates by sampling"
         weights_BT = inputs.pop("token_weights")
+        self.num_computed += weights_BT.numel()
         rows_S, places_S = torch.nonzero(weights_BT, as_tuple=True)
         length = weights_BT.shape[1]
         first = int(places_S.min()) if len(places_S) else length - 1
