@@ -90,6 +90,22 @@ def assert_finished(cwd: Path) -> None:
     assert processes_in(cwd) == {}
 
 
+def assert_planned(cwd: Path) -> None:
+    """See that every stage stands beside what was predicted of it, E-step and M-step of both."""
+    measured = {one.name: one.usage for one in measured_stages(Ledger(cwd / RUN).records)}
+    kept = read_json(cwd / RUN / "plan.json")
+    assert kept["predicted"]["gpu"] == "cpu"
+    assert [one["name"] for one in kept["measured"]] == list(measured)
+    assert show(cwd / RUN)["plan"] == kept
+    for one in kept["measured"]:
+        assert one["peak_bytes"] == measured[one["name"]].peak_bytes
+        if one["name"] in ("iteration-01/samples", "iteration-01/training"):
+            assert one["predicted_peak_bytes"] > 400 * 2**20
+            assert 0.5 < one["peak_ratio"] < 2
+            assert one["predicted_tokens_per_second"] > 0
+            assert one["tokens_per_second"] > 0
+
+
 def assert_measured(cwd: Path, *, num_ranks: int) -> None:
     """See that the ledger tells of every stage of a rank's processes what it took."""
     records = Ledger(cwd / RUN).records
@@ -118,7 +134,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> 
     write_recipe(cwd, tiny_model_folder)
     done = finish(launch("run", "tiny.yaml", config="cpu.yaml"), cwd)
     assert done.returncode == 0, done.stderr
+    assert "plan: 1 x cpu with " in done.stderr
     assert "tiny: finished" in done.stdout
+    assert "memory of a rank and speed of all, predicted beside measured" in done.stdout
     assert_finished(cwd)
     return cwd
 
@@ -132,6 +150,7 @@ def copy(alone: Path, tmp_path: Path) -> Path:
 
 def test_one_process_runs_to_the_end_and_shows_what_it_measured(alone: Path) -> None:
     assert_measured(alone, num_ranks=1)
+    assert_planned(alone)
     base, first = show(alone / RUN)["iterations"]
     assert (base["iteration"], first["iteration"]) == (0, 1)
     for one in (base, first):
@@ -311,6 +330,7 @@ def test_ranks_draw_judge_and_keep_what_one_process_does(
     assert list((cwd / RUN / "iteration-01" / "policy").glob("*.safetensors"))
     assert len(list((cwd / RUN / "logs").glob("*train-rank*.log"))) == 2
     assert_measured(cwd, num_ranks=2)
+    assert_planned(cwd)
 
 
 def supervisor_of_rank(cwd: Path, rank: int) -> int:
