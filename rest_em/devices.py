@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,15 @@ def device_type() -> str:
     """
     import torch
 
-    if is_cpu_asked_for():
+    if is_cpu_asked_for(os.environ):
         return "cpu"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if accelerator is None else accelerator.type
 
 
-def is_cpu_asked_for() -> bool:
-    """Return whether a launch file says `use_cpu: true`."""
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
+def is_cpu_asked_for(environment: Mapping[str, str]) -> bool:
+    """Return whether the launch file says `use_cpu: true`, as accelerate tells its processes."""
+    return environment.get("ACCELERATE_USE_CPU", "false").lower() in _TRUE
 
 
 def has_native_bfloat16(device: str) -> bool:

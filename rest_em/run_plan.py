@@ -101,7 +101,8 @@ def launched_cluster(ranks: Ranks, environment: Mapping[str, str]) -> Cluster:
     Raises:
         PlanError: its GPUs are not known, or of several kinds.
     """
-    gpu = None if is_cpu_asked_for() or version("torch").endswith("+cpu") else _visible_gpu(environment)
+    is_cpu = is_cpu_asked_for(environment) or version("torch").endswith("+cpu")
+    gpu = None if is_cpu else _visible_gpu(environment)
     if gpu is None:  # the ranks of a machine share its memory and its cores
         gpu = shared_out(local_cpu(), ranks.local_world_size)
     return Cluster(

@@ -17,6 +17,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from process_watch import processes_in
@@ -90,10 +91,15 @@ def assert_finished(cwd: Path) -> None:
     assert processes_in(cwd) == {}
 
 
+def plan_of(cwd: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(cwd / RUN / "plan.json")
+    return found
+
+
 def assert_planned(cwd: Path) -> None:
     """See that every stage stands beside what was predicted of it, E-step and M-step of both."""
     measured = {one.name: one.usage for one in measured_stages(Ledger(cwd / RUN).records)}
-    kept = read_json(cwd / RUN / "plan.json")
+    kept = plan_of(cwd)
     assert kept["predicted"]["gpu"] == "cpu"
     assert [one["name"] for one in kept["measured"]] == list(measured)
     assert show(cwd / RUN)["plan"] == kept
@@ -404,6 +410,8 @@ def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Pa
         assert "error: runs/tiny/stop: asked to stop; the same command goes on from here" in said
         assert_nothing_is_alive(fresh)
     assert not (fresh / RUN / "stop").exists()
+    (e_step,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/samples"]
+    assert e_step["peak_ratio"] > 0
     assert read_json(fresh / RUN / "status.json")["state"] == "interrupted"
     assert_all_is_drawn_once(fresh, alone)
     assert times.items() <= unit_times(fresh).items()

@@ -124,8 +124,7 @@ def test_only_a_kind_of_stage_that_has_not_finished_yet_is_refused() -> None:
     planned.refuse(["iteration-01/samples", "iteration-01/training"])
 
 
-def test_the_ranks_of_a_machine_share_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def test_the_ranks_of_a_machine_share_its_processor() -> None:
     alone = launched_cluster(Ranks(), CPU)
     shared = launched_cluster(Ranks(world_size=4, local_world_size=2), CPU)
     assert (alone.gpu.name, alone.num_devices) == ("cpu", 1)
@@ -150,7 +149,6 @@ def test_a_launch_is_planned_on_the_gpus_of_its_machine(
     driver.write_text(f"#!/bin/sh\nprintf '{told}'\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     monkeypatch.setattr(run_plan, "version", lambda name: "2.9.0+cu128")
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     ranks = Ranks(world_size=2, local_world_size=2)
