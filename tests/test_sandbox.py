@@ -160,7 +160,8 @@ def test_processes_of_a_program_end_with_it(sandbox: Sandbox) -> None:
     assert _said(sandbox, "import os; print(sorted(n for n in os.listdir('/proc') if n.isdigit())[0:1], "
                           "len([n for n in os.listdir('/proc') if n.isdigit()]))") == "['1'] 2\n"  # fmt: skip
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    assert _script(sandbox, bomb).ending.how in ("cpu", "memory")
+    # Where others use the cores, the time on the wall is over before that of the processor.
+    assert _script(sandbox, bomb).ending.how in ("cpu", "memory", "wall")
     assert _said(sandbox, "print(1)") == "1\n"
 
 
