@@ -36,8 +36,8 @@ from rest_em.types import Messages
 
 if TYPE_CHECKING:
     from rest_em.ledger import Ledger
+    from rest_em.problem_sets import ProblemSets
     from rest_em.recipe import Recipe
-    from rest_em.run import ProblemSets
     from rest_em.run_plan import RunPlan
 
 STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
@@ -243,11 +243,11 @@ def _refuse_changes(recipe: Recipe, folder: Path, problems: ProblemSets, from_st
 def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     """Try everything that can be tried without loading a model; return the problems."""
     from rest_em.batches import divide_global_batch
+    from rest_em.problem_sets import ProblemSets
     from rest_em.problems import base_variants, training_variant, tuned_variant
     from rest_em.recipe import check_files, check_library_keys
     from rest_em.report.progress import Progress
     from rest_em.rewards.graders import canary
-    from rest_em.run import ProblemSets
 
     mistakes = []
     for tell in (check_files, check_library_keys):

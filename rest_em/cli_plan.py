@@ -79,9 +79,9 @@ def plan(
     from rest_em.planner.plan import to_json
     from rest_em.planner.provenance import explain
     from rest_em.planning import make_plan
+    from rest_em.problem_sets import ProblemSets
     from rest_em.recipe import load_recipe
     from rest_em.report.plan import print_explained, print_gpus, print_plan, print_verified
-    from rest_em.run import ProblemSets
 
     gpus = load_gpus(gpus_file)
     if list_gpus:

@@ -25,9 +25,9 @@ from rest_em.planner.shapes import ModelShape, load_shape
 from rest_em.planner.strategies import Offload, Strategy
 from rest_em.planner.training import TrainingSetup
 from rest_em.planner.workload import Lengths, Workload
+from rest_em.problem_sets import ProblemSets
 from rest_em.problems import base_variants, training_variant, tuned_variant
 from rest_em.recipe import Recipe
-from rest_em.run import ProblemSets
 from rest_em.types import Messages, Problem
 
 CHARACTERS_PER_TOKEN = 3.5

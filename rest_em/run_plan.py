@@ -22,9 +22,9 @@ from rest_em.planner.machine import local_cpu, local_gpus, shared_out
 from rest_em.planner.measured import PLAN, beside, read_plan
 from rest_em.planner.plan import certain_failures, refusal, to_json
 from rest_em.planning import Launch, make_plan
+from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import Recipe
 from rest_em.report.run_plan import plan_lines
-from rest_em.run import ProblemSets
 from rest_em.stages import Ranks
 from rest_em.storage import write_json
 from rest_em.usage import measured_stages

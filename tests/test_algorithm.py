@@ -25,9 +25,10 @@ from rest_em.algorithm import (
 from rest_em.drawing import Draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage, best_iteration
+from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
 from rest_em.report.progress import Progress
-from rest_em.run import Judges, ProblemSets, PromptedPolicy, Run, Workplace
+from rest_em.run import Judges, PromptedPolicy, Run, Workplace
 from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import write_json
 from rest_em.types import DrawRequest, GradedSolution, Policy, SamplingParams, Solution, Verdict

@@ -23,9 +23,10 @@ from rest_em.drawing import (
 )
 from rest_em.errors import RewardError, StageError
 from rest_em.ledger import Ledger
+from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import load_recipe
 from rest_em.report.progress import Progress
-from rest_em.run import Judges, ProblemSets, PromptedPolicy, Run, Workplace
+from rest_em.run import Judges, PromptedPolicy, Run, Workplace
 from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import append_line, write_graded, write_solutions
 from rest_em.types import GradedSolution, Policy, Problem, SamplingParams, Solution, Verdict

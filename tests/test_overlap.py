@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tiny_run
 
+from rest_em.problem_sets import ProblemSets
 from rest_em.problems.overlap import Overlap, Questions, find_overlaps, overlap_report
 from rest_em.recipe import PromptVariant, load_recipe, shipped
-from rest_em.run import ProblemSets
 from rest_em.types import Messages, Problem
 
 LONG = "A farmer has seventeen sheep and all but nine of them run away so how many are left"

@@ -15,9 +15,9 @@ from tiny_run import RUN, finish, launch, write_recipe
 from rest_em import run_plan
 from rest_em.errors import PlanError
 from rest_em.planner.measured import PLAN, beside, read_plan
+from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import load_recipe
 from rest_em.report.run_plan import usage_tables
-from rest_em.run import ProblemSets
 from rest_em.run_plan import RunPlan, launched_cluster, plan_run
 from rest_em.stages import Ranks
 from rest_em.storage import read_json

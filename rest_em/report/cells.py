@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
-from rest_em.evaluation import Estimate
+if TYPE_CHECKING:
+    from rest_em.evaluation import Estimate
 
 TABLE_WIDTH = 132
 ABSENT = "-"

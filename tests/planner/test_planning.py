@@ -17,8 +17,8 @@ from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
 from rest_em.planner.plan import refuse_if_certain, to_json
 from rest_em.planner.workload import expected_kept
 from rest_em.planning import Launch, make_plan
+from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import load_recipe
-from rest_em.run import ProblemSets
 
 CONFIG = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
