@@ -1,4 +1,4 @@
-"""How long a training step, a prefill and a decode step take: rooflines of compute, memory and links.
+"""How long a training step takes: a roofline of compute, memory and links. Of sampling: `sampling_speed`.
 
 Nothing here was calibrated on a GPU: the efficiencies are defaults to replace by what was measured. Left out:
 NVMe offload, pipeline parallelism, and the overlap of offload with compute.
@@ -19,13 +19,11 @@ Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 COMPUTE_EFFICIENCY = 0.40
 """Share of the peak FLOP rate that Hugging Face training reaches; 0.40 to 0.45 is usual."""
 BANDWIDTH_EFFICIENCY = 0.70
-"""Share of the memory's rate that reading weights and the cache reaches; inferred, not measured."""
+"""Share of the memory's rate that Adam's step reaches; inferred, not measured."""
 LAUNCH_SECONDS = 7e-6
 """Of one kernel launch from eager Python. 40 x 32 of them are 9 ms; 6 to 13 ms a step are inferred."""
 LAUNCHES_A_LAYER = 40
 """Of one forward pass in eager transformers."""
-HOP_SECONDS = 30e-6
-"""Latency of one all-reduce in tensor parallelism, number L7 of the worked numbers."""
 ADAM_TRAFFIC_BYTES = 28
 """A parameter: 12 bytes of state read, 12 written, a bfloat16 gradient read and a weight written."""
 DDP_GRADIENT_BYTES = textbook.FP32_BYTES
@@ -42,8 +40,6 @@ class Seconds:
     total: float
     compute: float = 0.0
     """FLOP at the peak rate x the efficiency."""
-    memory: float = 0.0
-    """Reading the device's memory."""
     communication: float = 0.0
     """Between devices."""
     offload: float = 0.0
@@ -107,28 +103,6 @@ class TrainingWork:
     def has_frozen_parameters(self) -> bool:
         """Say whether some weights need no gradient, as with LoRA."""
         return self.trainable_parameters < self.num_parameters
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeWork:
-    """One decode step of a batch, or its prefill, on devices that share each layer.
-
-    A value is `DecodeWork(active_parameters=7 * 10**9, weight_bytes=14 * 10**9, cache_bytes=10**9,
-    num_layers=32, hidden_size=4096, num_sequences=64)`.
-    """
-
-    active_parameters: int
-    """That one token is multiplied with."""
-    weight_bytes: float
-    """That a step reads, of all the devices together."""
-    cache_bytes: float
-    """Of keys and values that the step reads, of all the devices together."""
-    num_layers: int
-    hidden_size: int
-    num_sequences: int
-    tensor_parallel: int = 1
-    """Devices that share each layer."""
-    launches_a_layer: int = LAUNCHES_A_LAYER
 
 
 def training_flops(work: TrainingWork) -> float:
@@ -229,74 +203,3 @@ def optimiser_seconds(cluster: Cluster, work: TrainingWork, efficiency: Efficien
     if work.offloads_optimiser:
         return moved * cluster.num_gpus / cluster.host_bandwidth
     return moved / (cluster.gpu.bandwidth * efficiency.bandwidth)
-
-
-def decode_step_seconds(cluster: Cluster, work: DecodeWork, efficiency: Efficiency | None = None) -> Seconds:
-    """Return the time in which each sequence of a batch gets one token.
-
-    max(memory, compute, launches) + communication. Memory: weights and cache are read once, by each device
-    its part. Compute: 2N FLOP a sequence. Communication: two all-reduces a layer of the batch's hidden
-    states.
-
-    Source: Pope et al. 2022, section 3.
-    """
-    reached = efficiency or Efficiency()
-    split = work.tensor_parallel
-    memory = (work.weight_bytes + work.cache_bytes) / split / (cluster.gpu.bandwidth * reached.bandwidth)
-    flops = textbook.forward_flops(work.active_parameters, work.num_sequences)
-    compute = textbook.compute_seconds(flops, split, cluster.gpu.peak_flops * reached.compute)
-    launches = work.launches_a_layer * work.num_layers * reached.launch_seconds
-    communication = _tensor_parallel_seconds(cluster, work, 1)
-    return Seconds(
-        total=max(memory, compute, launches) + communication,
-        compute=compute,
-        memory=memory,
-        communication=communication,
-        launches=launches,
-    )
-
-
-def prefill_seconds(
-    cluster: Cluster,
-    work: DecodeWork,
-    num_tokens: int,
-    attention_width: int,
-    efficiency: Efficiency | None = None,
-) -> Seconds:
-    """Return the time in which a batch's prompts are read.
-
-    max(compute, memory, launches) + communication. Compute: 2N FLOP a token, and of causal attention
-    2·L·s²·h·b. Memory: the weights are read once. Communication as that of a decode step, of all tokens.
-
-    Args:
-        work: its cache is not read, as the prompts are to fill it.
-        num_tokens: of each prompt, padding included.
-        attention_width: heads x their width.
-
-    Source: Pope et al. 2022, section 3.
-    """
-    reached = efficiency or Efficiency()
-    split = work.tensor_parallel
-    flops = textbook.forward_flops(work.active_parameters, work.num_sequences * num_tokens)
-    flops += 2 * work.num_layers * num_tokens**2 * attention_width * work.num_sequences
-    compute = textbook.compute_seconds(flops, split, cluster.gpu.peak_flops * reached.compute)
-    memory = work.weight_bytes / split / (cluster.gpu.bandwidth * reached.bandwidth)
-    launches = work.launches_a_layer * work.num_layers * reached.launch_seconds
-    communication = _tensor_parallel_seconds(cluster, work, num_tokens)
-    return Seconds(
-        total=max(compute, memory, launches) + communication,
-        compute=compute,
-        memory=memory,
-        communication=communication,
-        launches=launches,
-    )
-
-
-def _tensor_parallel_seconds(cluster: Cluster, work: DecodeWork, num_tokens: int) -> float:
-    """Return the time of two all-reduces a layer of the hidden states of so many tokens a sequence."""
-    if work.tensor_parallel == 1:
-        return 0.0
-    states = textbook.hidden_state_bytes(work.num_sequences, num_tokens, work.hidden_size)
-    sent = textbook.all_reduce_bytes(states, work.tensor_parallel)
-    transfer = textbook.transfer_seconds(sent, cluster.slowest_link, HOP_SECONDS)
-    return textbook.tensor_parallel_seconds(work.num_layers, transfer)

@@ -8,12 +8,9 @@ import pytest
 
 from rest_em.planner.hardware import Cluster, Gpu
 from rest_em.planner.timing import (
-    DecodeWork,
     Efficiency,
     TrainingWork,
-    decode_step_seconds,
     offload_bytes,
-    prefill_seconds,
     traffic_bytes,
     training_flops,
     training_seconds,
@@ -45,14 +42,6 @@ WORK = TrainingWork(
     num_tokens=1000,
 )
 LORA = replace(WORK, trainable_parameters=10**7)
-DECODE = DecodeWork(
-    active_parameters=10**9,
-    weight_bytes=2 * 10**9,
-    cache_bytes=2 * 10**9,
-    num_layers=10,
-    hidden_size=1000,
-    num_sequences=50,
-)
 
 
 @pytest.mark.parametrize(
@@ -136,36 +125,3 @@ def test_launches_are_the_floor_of_a_small_step() -> None:
     found = training_seconds(ALONE, small, replace(ALL, launch_seconds=1e-5))
     assert found.launches == pytest.approx(4 * 40 * 10 * 1e-5)
     assert found.total == pytest.approx(0.016 + 0.028)
-
-
-def test_a_decode_step_is_the_longest_of_memory_compute_and_launches() -> None:
-    by_memory = decode_step_seconds(ALONE, DECODE, ALL)
-    # 4e9 bytes at 1e12; 2 x 1e9 x 50 FLOP at 50e12
-    assert (by_memory.memory, by_memory.compute) == pytest.approx((0.004, 0.002))
-    assert (by_memory.total, by_memory.bound_by) == (by_memory.memory, "memory")
-    by_compute = decode_step_seconds(ALONE, replace(DECODE, num_sequences=500), ALL)
-    assert (by_compute.total, by_compute.bound_by) == (pytest.approx(0.02), "compute")
-    by_launches = decode_step_seconds(ALONE, DECODE, replace(ALL, launch_seconds=1e-4))
-    assert (by_launches.total, by_launches.bound_by) == (pytest.approx(0.04), "launches")
-
-
-def test_tensor_parallelism_splits_the_reading_and_adds_two_all_reduces_a_layer() -> None:
-    found = decode_step_seconds(FOUR, replace(DECODE, tensor_parallel=4), ALL)
-    # 50 x 1000 x 2 bytes x 1.5 at 100e9 = 1.5 us, and 30 us of latency; 20 of them
-    assert found.memory == pytest.approx(0.001)
-    assert found.communication == pytest.approx(20 * 31.5e-6)
-    assert found.total == pytest.approx(0.001 + 20 * 31.5e-6)
-
-
-def test_a_prefill_is_bound_by_compute_and_reads_no_cache() -> None:
-    found = prefill_seconds(ALONE, DECODE, 1000, 1000, ALL)
-    # 2 x 1e9 x 50,000 tokens + 2 x 10 x 1000² x 1000 x 50 = 1.01e14 FLOP at 50e12
-    assert (found.total, found.bound_by) == (pytest.approx(2.02), "compute")
-    assert found.memory == pytest.approx(0.002)
-
-
-def test_a_tensor_parallel_prefill_sends_all_tokens() -> None:
-    found = prefill_seconds(FOUR, replace(DECODE, tensor_parallel=4), 1000, 1000, ALL)
-    # 50 x 1000 x 1000 x 2 bytes x 1.5 at 100e9 = 1.5 ms, 20 times
-    assert found.communication == pytest.approx(20 * (1.5e-3 + 30e-6))
-    assert found.total == pytest.approx(2.02 / 4 + found.communication)
