@@ -136,7 +136,7 @@ def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, nu
         device, here = (local_cpu(), 1) if found is None else (found, len(local))
     else:
         device = local_cpu() if name == "cpu" else find_gpu(name, gpus)
-    count = num_gpus or here
+    count = here if num_gpus is None else num_gpus
     if device.name == "cpu" and count > 1:  # ranks on one machine share its memory and its cores
         device = shared_out(device, count)
     return Cluster(gpu=device, num_gpus=count, num_nodes=num_nodes)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rest_em.batches import MAX_PER_DEVICE
+from rest_em.batches import divide_global_batch
 from rest_em.errors import PlanError
 from rest_em.planner.adapters import adapter_of
 from rest_em.planner.hardware import Cluster
@@ -120,6 +120,7 @@ def make_plan(
 
     Raises:
         PlanError: the model's family, an option or the launch is not known.
+        TrainingError: the global batch cannot be shared out over the devices.
         ProblemError: the problems cannot be used.
     """
     shape = shape_of_model(recipe)
@@ -310,7 +311,12 @@ def sampling_setup(recipe: Recipe, shape: ModelShape, workload: Workload, cluste
 def training_setup(
     recipe: Recipe, shape: ModelShape, workload: Workload, cluster: Cluster, launch: Launch
 ) -> TrainingSetup:
-    """Return how a recipe's M-step is done under a launch."""
+    """Return how a recipe's M-step is done under a launch.
+
+    Raises:
+        PlanError: adapters that are not planned for.
+        TrainingError: the global batch cannot be shared out over the devices.
+    """
     section, extra = recipe.training, recipe.training.model_extra or {}
     is_half = cluster.gpu.bf16_flops is not None if section.bf16 == "auto" else bool(section.bf16)
     is_deepspeed = launch.strategy.startswith("zero")
@@ -324,7 +330,9 @@ def training_setup(
     cap = recipe.sampling.max_new_tokens + 1  # its end
     limits = [one for one in (section.max_length, shape.max_positions) if one is not None]
     longest = min([workload.training_prompt.longest + cap, *limits])
-    rows = rows_of(recipe, cluster.num_devices)
+    rows, _ = divide_global_batch(
+        section.global_batch_size, cluster.num_devices, section.per_device_train_batch_size
+    )
     return TrainingSetup(
         method="full" if adapter is None else "lora",
         strategy=launch.strategy,
@@ -342,15 +350,6 @@ def training_setup(
         offload_param=launch.offload_param,
         checkpoint_element_bytes=4 if shape.dtype == "float32" else 2,
     )
-
-
-def rows_of(recipe: Recipe, num_devices: int) -> int:
-    """Return the examples of a forward pass, as `batches.divide_global_batch` gives them where it can."""
-    share = max(1, recipe.training.global_batch_size // num_devices)
-    asked = recipe.training.per_device_train_batch_size
-    if asked is not None:
-        return min(asked, share)
-    return max(size for size in range(1, min(MAX_PER_DEVICE, share) + 1) if share % size == 0)
 
 
 def _evaluation_share(recipe: Recipe, workload: Workload) -> float:

@@ -150,6 +150,8 @@ def test_a_launch_file_says_the_stage(tmp_path: Path) -> None:
         (["--gpu", "l4", "--success", "40"], "--success is 40.0; a rate from 0 to 1 is wanted"),
         (["--gpu", "l4", "--mean-tokens", "0"], "--mean-tokens is 0.0; above 0 and at most"),
         (["--gpu", "l4", "--num-nodes", "0"], "num_nodes 0"),
+        (["--gpu", "l4", "--num-gpus", "0"], "num_gpus 0"),
+        (["--gpu", "l4", "--num-gpus", "7"], "cannot be shared out evenly over 7 ranks"),
         (["--gpu", "l4", "--set", "training.optim=lomo"], "training.optim is 'lomo'"),
     ],
 )
