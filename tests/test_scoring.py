@@ -270,7 +270,7 @@ def test_an_output_that_is_not_ours_is_left_alone(desk: Desk) -> None:
 
 
 def test_two_commands_do_not_write_one_output(desk: Desk) -> None:
-    many(desk)
+    many(desk, 2000)  # the first is at work until it is told to leave
     output = desk.folder / "verdicts.jsonl"
     with tiny_run.started(desk.command(reward="slow.py:reward"), desk.folder) as process:
         tiny_run.wait_until(lambda: output.exists() and output.stat().st_size, process)

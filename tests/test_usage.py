@@ -64,9 +64,9 @@ def test_a_process_keeps_what_it_took_so_far(tmp_path: Path) -> None:
     at_start = resident_bytes()
     assert at_start is not None
     meter = Meter(tmp_path, CPU, resident_bytes_at_start=at_start)
-    block = b"\1" * BLOCK_BYTES
-    meter.add(num_tokens=100, work_seconds=1.5)
-    del block
+    with mmap.mmap(-1, BLOCK_BYTES) as block:  # memory of its own, not what an allocator has left
+        block.write(b"\1" * BLOCK_BYTES)
+        meter.add(num_tokens=100, work_seconds=1.5)
     meter.add(num_tokens=20, work_seconds=0.5, num_steps=3)
     (path,) = (tmp_path / "usage").iterdir()
     assert path.name.startswith("0-")
@@ -84,7 +84,7 @@ def test_a_process_keeps_what_it_took_so_far(tmp_path: Path) -> None:
 @on_linux
 def test_a_peak_of_an_earlier_stage_is_not_that_of_the_next(tmp_path: Path) -> None:
     forget_peaks(CPU)
-    with mmap.mmap(-1, BLOCK_BYTES) as block:  # no allocator may keep it
+    with mmap.mmap(-1, BLOCK_BYTES) as block:
         block.write(b"\1" * BLOCK_BYTES)
         first = peak(tmp_path / "first")
     forget_peaks(CPU)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rest_em.planner.activations import Instant, StepSetup, instants_of
@@ -152,7 +152,7 @@ def training_memory(
     its engine on two CPU ranks; what lies outside the framework is reported or inferred.
     """
     weights = weights_of(shape, setup.adapter)
-    states = model_states(weights, _state_setup(setup, cluster))
+    states = model_states(weights, _state_setup(setup, cluster, num_trainable=weights.num_trainable))
     embedding = weights.items[0].num_elements
     is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
     moments = [
@@ -192,7 +192,10 @@ def training_memory(
     )
 
 
-def _state_setup(setup: TrainingSetup, cluster: Cluster) -> StateSetup:
+def _state_setup(setup: TrainingSetup, cluster: Cluster, *, num_trainable: int) -> StateSetup:
+    zero = setup.zero
+    if cluster.gpu.name == "cpu":  # of a bucket that is never full, the host gives only what is written to
+        zero = replace(zero, reduce_bucket_size=min(zero.reduce_bucket_size, num_trainable))
     return StateSetup(
         strategy=setup.strategy,
         num_ranks=cluster.num_devices,
@@ -204,7 +207,7 @@ def _state_setup(setup: TrainingSetup, cluster: Cluster) -> StateSetup:
         accumulation=setup.num_micro_steps(cluster.num_devices),
         offload_optimizer=setup.offload_optimizer,
         offload_param=setup.offload_param,
-        zero=setup.zero,
+        zero=zero,
         checkpoint_element_bytes=setup.checkpoint_element_bytes,
     )
 
