@@ -16,7 +16,7 @@ from rest_em.report.cells import console
 if TYPE_CHECKING:
     from rest_em.planner.hardware import Cluster, Gpu
     from rest_em.planner.strategies import Offload, Strategy
-    from rest_em.planner.training import Comparison
+    from rest_em.planner.training import Comparison, Method
     from rest_em.planning import Launch
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -26,6 +26,7 @@ OFFLOADS: Mapping[str, tuple[Offload, Offload]] = {
     "none": ("none", "none"), "optimizer": ("cpu", "none"), "all": ("cpu", "cpu"), "nvme": ("nvme", "nvme"),
 }  # fmt: skip
 """Of `--offload`: where the optimiser's states are, and the weights."""
+METHODS: Mapping[str, Method] = {"full": "full", "lora": "lora", "qlora": "qlora"}
 
 
 def plan(
@@ -54,6 +55,10 @@ def plan(
     offload: Annotated[
         str, typer.Option(metavar="WHERE", help="With a ZeRO strategy: none, optimizer, all or nvme.")
     ] = "none",
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="In place of the recipe's: full, lora or qlora (planned only)."),
+    ] = None,
     success: Annotated[
         float | None, typer.Option(metavar="RATE", help="Expected share of correct solutions, 0 to 1.")
     ] = None,
@@ -96,6 +101,7 @@ def plan(
         ProblemSets(loaded),
         cluster,
         _launch(launch, strategy, offload, cluster.num_devices),
+        method=_method(method),
         success_rate=success,
         mean_new_tokens=mean_tokens,
     )
@@ -140,6 +146,12 @@ def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, nu
     if device.name == "cpu" and count > 1:  # ranks on one machine share its memory and its cores
         device = shared_out(device, count)
     return Cluster(gpu=device, num_gpus=count, num_nodes=num_nodes)
+
+
+def _method(name: str | None) -> Method | None:
+    if name is not None and name not in METHODS:
+        raise PlanError(f"--method is {name!r}; {', '.join(METHODS)} are known")
+    return METHODS[name] if name is not None else None
 
 
 def _launch(file: Path | None, strategy: str | None, offload: str, num_ranks: int) -> Launch:

@@ -23,7 +23,7 @@ from rest_em.planner.plan import Plan, mean_padded, plan_sampling, plan_training
 from rest_em.planner.sampling_setup import Engine, SamplingSetup
 from rest_em.planner.shapes import ModelShape, load_shape
 from rest_em.planner.strategies import Offload, Strategy
-from rest_em.planner.training import TrainingSetup
+from rest_em.planner.training import Method, TrainingSetup
 from rest_em.planner.workload import Lengths, Workload
 from rest_em.problem_sets import ProblemSets
 from rest_em.problems import base_variants, training_variant, tuned_variant
@@ -34,6 +34,8 @@ CHARACTERS_PER_TOKEN = 3.5
 """Where there is no tokenizer: on the safe side of the usual 4 of English text."""
 MEASURED_PROMPTS = 200
 """So many prompts are encoded, evenly spread, the longest among them."""
+ASSUMED_LORA: Mapping[str, Any] = {"r": 16, "target_modules": "all-linear"}
+"""Where adapters are asked for and the recipe has none."""
 DEFAULT_SUCCESS = 0.5
 """Share of correct solutions where nobody says."""
 
@@ -109,12 +111,14 @@ def make_plan(
     cluster: Cluster,
     launch: Launch,
     *,
+    method: Method | None = None,
     success_rate: float | None = None,
     mean_new_tokens: float | None = None,
 ) -> Plan:
     """Return the plan of a recipe on a cluster.
 
     Args:
+        method: of fine-tuning; None is the recipe's.
         success_rate: expected share of correct solutions; None is `DEFAULT_SUCCESS`.
         mean_new_tokens: expected tokens of a solution; None is half of the cap.
 
@@ -126,7 +130,7 @@ def make_plan(
     shape = shape_of_model(recipe)
     workload = measure(recipe, problems, success_rate=success_rate, mean_new_tokens=mean_new_tokens)
     sampling = sampling_setup(recipe, shape, workload, cluster)
-    training = training_setup(recipe, shape, workload, cluster, launch)
+    training = training_setup(recipe, shape, workload, cluster, launch, method=method)
     num_examples = workload.num_examples(
         recipe.sampling.num_samples, recipe.selection.max_solutions_per_problem
     )
@@ -309,7 +313,13 @@ def sampling_setup(recipe: Recipe, shape: ModelShape, workload: Workload, cluste
 
 
 def training_setup(
-    recipe: Recipe, shape: ModelShape, workload: Workload, cluster: Cluster, launch: Launch
+    recipe: Recipe,
+    shape: ModelShape,
+    workload: Workload,
+    cluster: Cluster,
+    launch: Launch,
+    *,
+    method: Method | None = None,
 ) -> TrainingSetup:
     """Return how a recipe's M-step is done under a launch.
 
@@ -326,7 +336,17 @@ def training_setup(
     # Under DeepSpeed's bf16 adapters are cast with the rest, but where zero.Init has made the base before
     # them.
     is_cast = precision == "bf16" and launch.strategy != "zero3"
-    adapter = None if recipe.lora is None else adapter_of(recipe.lora, shape, 2 if is_cast else 4)
+    if method is None:
+        method = "full" if recipe.lora is None else "lora"
+    adapter = None
+    if method != "full":
+        adapter = adapter_of(recipe.lora or ASSUMED_LORA, shape, 2 if is_cast else 4)
+    if method == "qlora" and (precision == "fp32" or shape.experts is not None):
+        found = "stacked experts" if shape.experts is not None else "fp32"
+        raise PlanError(
+            f"--method is qlora, and {found} cannot be planned for with it; nf4 weights are computed with in "
+            "bfloat16, and bitsandbytes quantises linear layers alone"
+        )
     cap = recipe.sampling.max_new_tokens + 1  # its end
     limits = [one for one in (section.max_length, shape.max_positions) if one is not None]
     longest = min([workload.training_prompt.longest + cap, *limits])
@@ -334,7 +354,7 @@ def training_setup(
         section.global_batch_size, cluster.num_devices, section.per_device_train_batch_size
     )
     return TrainingSetup(
-        method="full" if adapter is None else "lora",
+        method=method,
         strategy=launch.strategy,
         num_rows=rows,
         global_batch_size=section.global_batch_size,

@@ -160,10 +160,8 @@ def training_memory(
         for one in instants_of(shape, setup.step)
     ]
     if setup.method == "qlora":
-        largest = max(one.num_elements for one in weights.items if not one.is_embedding)
-        moments = [
-            InstantBytes(one.name, {**one.components, "dequantised weight": 2 * largest}) for one in moments
-        ]
+        dequantised = {"dequantised weight": 2 * weights.largest_quantised}
+        moments = [InstantBytes(one.name, {**one.components, **dequantised}) for one in moments]
     instants = (
         InstantBytes("loading", states.loading),
         *moments,

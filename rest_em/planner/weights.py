@@ -53,11 +53,16 @@ class Weight:
         """Whether autocast casts it: a projection, not a norm, a bias or a lookup."""
         return self.is_decayed and (not self.is_embedding or self.num_uses > 1)
 
+    @property
+    def is_quantisable(self) -> bool:
+        """Whether bitsandbytes holds it in nf4: a linear layer of the body, not the output projection."""
+        return self.is_decayed and not self.is_embedding and not _OUTPUT.search(self.name)
+
 
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)|(?:^|\.)ln_")
 _EMBEDDING = re.compile(r"embed|(?:^|\.)wte(?:$|\.)|(?:^|\.)wpe(?:$|\.)")
 _FIRST_PROJECTION = re.compile(r"[qkv]_proj|qkv_proj|query_key_value|c_attn")
-_UNQUANTISED = re.compile(r"lm_head|embed_out")
+_OUTPUT = re.compile(r"lm_head|embed_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +141,14 @@ class Weights:
         total = 0.0
         for one in self.items:
             if not one.is_trainable:
-                is_plain = one.is_embedding or not one.is_decayed or _UNQUANTISED.search(one.name)
-                total += one.num_elements * one.count * (4 if is_plain else 0.5 + 4 / 64)
+                total += one.num_elements * one.count * (0.5 + 4 / 64 if one.is_quantisable else 4)
         return math.ceil(total)
+
+    @property
+    def largest_quantised(self) -> int:
+        """Elements of the largest weight that nf4 holds: each is dequantised where it is computed with."""
+        frozen = (one for one in self.items if not one.is_trainable and one.is_quantisable)
+        return max((one.num_elements for one in frozen), default=0)
 
     def expanded(self) -> tuple[Weight, ...]:
         """Return every weight by itself, layer after layer, as the optimiser has them."""

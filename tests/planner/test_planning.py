@@ -111,6 +111,21 @@ def test_lora_and_checkpointing_of_a_recipe_are_planned_for(tmp_path: Path) -> N
     assert training["components"]["weights"] == 4 * trained
 
 
+def test_methods_that_are_not_the_recipes_are_planned_for(tmp_path: Path) -> None:
+    path = _recipe(tmp_path)
+    full, lora, qlora = (
+        _json(path, "--gpu", "h100", "--method", name)["training"] for name in ("full", "lora", "qlora")
+    )
+    assert full == _json(path, "--gpu", "h100")["training"]
+    same = _json(path, "--gpu", "h100", "--set", "lora.r=16", "--set", "lora.target_modules=all-linear")
+    assert lora == same["training"]
+    lora, qlora = lora["components"], qlora["components"]
+    assert lora["frozen weights"] == 2 * 8_030_261_248
+    # 6,979,321,856 of them in linear layers: half a byte each, and 4 bytes for 64; the others in fp32
+    assert qlora["frozen weights"] == 6_979_321_856 * 0.5625 + (8_030_261_248 - 6_979_321_856) * 4
+    assert qlora["dequantised weight"] == 2 * 4096 * 14336
+
+
 def test_batches_of_all_rows_at_the_cap_are_what_memory_follows(tmp_path: Path) -> None:
     path = _recipe(tmp_path)
     few = _json(path, "--gpu", "h200", "--set", "training.per_device_train_batch_size=1")["training"]
@@ -150,6 +165,11 @@ def test_a_launch_file_says_the_stage(tmp_path: Path) -> None:
         (["--gpu", "l4", "--success", "40"], "--success is 40.0; a rate from 0 to 1 is wanted"),
         (["--gpu", "l4", "--mean-tokens", "0"], "--mean-tokens is 0.0; above 0 and at most"),
         (["--gpu", "l4", "--num-nodes", "0"], "num_nodes 0"),
+        (["--gpu", "l4", "--method", "dora"], "--method is 'dora'; full, lora, qlora are known"),
+        (
+            ["--gpu", "cpu", "--method", "qlora", "--set", "training.bf16=false"],
+            "--method is qlora, and fp32",
+        ),
         (["--gpu", "l4", "--num-gpus", "0"], "num_gpus 0"),
         (["--gpu", "l4", "--num-gpus", "7"], "cannot be shared out evenly over 7 ranks"),
         (["--gpu", "l4", "--set", "training.optim=lomo"], "training.optim is 'lomo'"),
