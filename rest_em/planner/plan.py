@@ -16,6 +16,7 @@ from rest_em.planner.sampling import max_batch, sampling_memory
 from rest_em.planner.sampling_setup import SamplingMemory, SamplingSetup
 from rest_em.planner.sampling_speed import Rates, SamplingSpeed, estimate_speed
 from rest_em.planner.shapes import ModelShape
+from rest_em.planner.textbook import largest_tensor_parallel
 from rest_em.planner.training import (
     LIBRARY_BYTES,
     SLACK,
@@ -113,6 +114,18 @@ class Plan:
         """Return what so many seconds of the whole cluster cost; None without a price."""
         price = self.cluster.gpu.dollars_per_hour
         return None if price is None or seconds is None else seconds / 3600 * price * self.cluster.num_devices
+
+    @property
+    def largest_tensor_parallel(self) -> float | None:
+        """Devices of a node that could share each layer before the link binds; None where there is no link.
+
+        rest_em itself splits no layer: this is for an engine of one's own.
+        """
+        gpu = self.cluster.gpu
+        if gpu.name == "cpu":
+            return None
+        link = gpu.link_bandwidth if gpu.has_peer_access else gpu.link_bandwidth / 2
+        return largest_tensor_parallel(self.shape.hidden_size, gpu.peak_flops, link)
 
     @property
     def failures(self) -> FailurePlan | None:
@@ -246,6 +259,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "gpu_hours": plan.seconds and plan.seconds / 3600 * plan.cluster.num_devices,
             "dollars": plan.dollars(plan.seconds),
         },
+        "largest_tensor_parallel": plan.largest_tensor_parallel,
         "failures": plan.failures
         and {one.name: getattr(plan.failures, one.name) for one in fields(plan.failures)},
         "assumptions": {

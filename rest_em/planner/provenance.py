@@ -47,6 +47,7 @@ def explain(plan: Plan) -> list[Provenance]:
         ("times", "dollars", plan.dollars(plan.seconds)),
         ("times", "failures", failures.mtbf_seconds if failures else None),
         ("times", "examples", training.num_examples),
+        ("times", "largest tensor parallel", plan.largest_tensor_parallel),
     ]
     return [Provenance(phase, name, value, **known[phase][name]) for phase, name, value in rows]
 

@@ -181,6 +181,12 @@ def _print_totals(plan: Plan, console: Console) -> None:
     ]
     if memory.swap_bytes:
         lines.append(f"NVMe of a node while training: {gib(memory.swap_bytes)}")
+    degree = plan.largest_tensor_parallel
+    if degree is not None and plan.cluster.num_gpus > 1:
+        lines.append(
+            f"tensor parallelism, for an engine of your own: worth it up to {degree:.1f} devices over "
+            f"{plan.cluster.gpu.link}"
+        )
     failures = plan.failures
     if failures is not None:
         lines.append(

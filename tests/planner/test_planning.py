@@ -217,6 +217,15 @@ def test_a_plan_for_people_has_a_bar_a_phase(tmp_path: Path) -> None:
     assert "NO" in result.output
 
 
+def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Path) -> None:
+    path = _recipe(tmp_path)
+    # as X4 of the worked numbers, of width 4096 and not 8192: half
+    assert _json(path, "--gpu", "h100")["largest_tensor_parallel"] == pytest.approx(11.2 / 2, abs=0.05)
+    assert _json(path, "--gpu", "cpu")["largest_tensor_parallel"] is None
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "h100", "--num-gpus", "8"])
+    assert "for an engine of your own: worth it up to 5.6 devices over " in result.output
+
+
 def test_the_trace_agrees_with_the_plan(tmp_path: Path) -> None:
     small = {
         **CONFIG, "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 2048,
