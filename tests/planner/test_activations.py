@@ -1,0 +1,125 @@
+"""The symbolic account of a step beside a trace of the real class, and beside closed formulas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from families import FAMILIES, adapter_for, config_of
+
+from rest_em.planner.activations import StepSetup, instants_of
+from rest_em.planner.inventory import weights_of
+from rest_em.planner.layers import Adapter
+from rest_em.planner.shapes import ModelShape, shape_of
+
+STEP = StepSetup(num_rows=2, length=192, num_kept=65, num_solution_tokens=64)
+LLAMA = ModelShape(
+    family="llama", num_layers=7, hidden_size=256, num_heads=8, num_kv_heads=2, head_dim=32, rotary_dim=32,
+    intermediate_size=640, vocab_size=4096, is_tied=False, max_positions=4096,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter", "is_checkpointed", "precision", "loss"),
+    [
+        ("llama", None, False, "bf16", "model"),
+        ("llama", 4, True, "bf16", "solution"),
+        ("mistral", 2, False, "bf16", "solution"),
+        ("qwen2", None, True, "autocast", "solution"),
+        ("qwen3", 4, False, "autocast", "model"),
+        ("gemma", None, False, "autocast", "solution"),
+        ("gemma2", 2, True, "bf16", "model"),
+        ("gemma3_text", None, False, "fp32", "solution"),
+        ("phi", 4, True, "fp32", "model"),
+        ("phi3", 4, False, "autocast", "solution"),
+        ("gpt2", None, True, "bf16", "solution"),
+        ("gpt_neox", 2, False, "bf16", "model"),
+    ],
+)
+def test_the_peak_is_that_of_a_trace(
+    family: str, adapter: int | None, is_checkpointed: bool, precision: Any, loss: Any
+) -> None:
+    from rest_em.tracing import trace_step
+
+    config = config_of(family)
+    setup = replace(
+        STEP,
+        precision=precision,
+        is_checkpointed=is_checkpointed,
+        adapter=None if adapter is None else adapter_for(family, adapter),
+        loss=loss,
+    )
+    meter = trace_step(config, setup)
+    traced = max(meter.peaks["forward"], meter.peaks["backward"]) - meter.static_bytes
+    assert peak(shape_of(config.to_dict()), setup) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_inventory_is_that_of_the_real_class(family: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config, adapter = config_of(family), adapter_for(family, 2)
+    shape = shape_of(config.to_dict())
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        assert weights_of(shape).num_elements == sum(one.numel() for one in model.parameters())
+        lora = LoraConfig(r=adapter.rank, target_modules=sorted(adapter.targets))
+        adapted: Any = get_peft_model(model, lora)
+    weights = weights_of(shape, adapter)
+    assert weights.num_elements == sum(one.numel() for one in adapted.parameters())
+    assert weights.num_trainable == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_bytes_saved_by_a_layer(family: str) -> None:
+    shape, setup = replace(LLAMA, family=family), replace(STEP, precision="bf16")
+    expected = 16 * 256 + 4 * 256 + 4 * 64 + 8 * 640 + 4 * 8 + 8
+    assert saved_per_layer(shape, setup) == expected * setup.num_rows * setup.length
+
+
+def test_head_norms_of_qwen3_save_more() -> None:
+    plain, setup = replace(LLAMA, family="qwen3"), replace(STEP, precision="bf16")
+    more = saved_per_layer(replace(plain, has_qk_norm=True), setup) - saved_per_layer(plain, setup)
+    assert more == (6 * 256 + 4 * 8 + 6 * 64 + 4 * 2) * setup.num_rows * setup.length
+
+
+def test_checkpointing_saves_a_layers_input_only() -> None:
+    setup = replace(STEP, precision="bf16", is_checkpointed=True)
+    assert saved_per_layer(LLAMA, setup) == 2 * 256 * setup.num_rows * setup.length
+
+
+def test_fp32_adapters_save_more_than_the_whole_model_would() -> None:
+    setup = replace(STEP, precision="bf16")
+    targets = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+    sizes = [
+        saved_per_layer(LLAMA, replace(setup, adapter=adapter))
+        for adapter in (Adapter(16, targets, 2), None, Adapter(16, targets, 4), Adapter(16, targets, 4, 0.05))
+    ]
+    assert sizes == sorted(sizes)
+
+
+def test_logits_of_a_loss_over_all_tokens() -> None:
+    setup = replace(STEP, precision="bf16", loss="model")
+    size = LLAMA.vocab_size * setup.num_rows * setup.length
+    peaks = {one.name: one.components["logits"] for one in instants_of(LLAMA, setup)}
+    assert peaks["loss forward"] == pytest.approx(10 * size, rel=0.001)
+    stash = {one.name: one.components["activations"] for one in instants_of(LLAMA, setup)}
+    backward = peaks["loss backward"] + stash["loss backward"] - stash["loss forward"]
+    assert backward == pytest.approx(12 * size, rel=0.001)
+
+
+def peak(shape: ModelShape, setup: StepSetup) -> int:
+    """Return the largest of a micro-step's instants."""
+    return max(sum(one.components.values()) for one in instants_of(shape, setup))
+
+
+def saved_per_layer(shape: ModelShape, setup: StepSetup) -> int:
+    """Return what one more layer leaves behind when the forward is over."""
+    held = [
+        next(one for one in instants_of(replace(shape, num_layers=number), setup) if one.name == "forward")
+        for number in (7, 8)
+    ]
+    return held[1].components["activations"] - held[0].components["activations"]
