@@ -76,6 +76,8 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if self._meter.phase == "backward" and _adds_in_place(func, args):
+            return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -83,6 +85,20 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._meter.log is not None:
             self._meter.log.append((str(func), self._meter.current_bytes))
         return result
+
+
+def _adds_in_place(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the backward pass adds two gradients of one tensor where no one else looks at the first.
+
+    It then adds in place, but not below a dispatch mode or to fake tensors, which are both here. References
+    of torch's own that come with the call are 4 to the tensor and 2 to its storage. Source: torch 2.13,
+    autograd/input_buffer.cpp, `accumulate`.
+    """
+    if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled():
+        return False
+    before, after = args[0], args[1]
+    is_alone = torch._C._storage_Use_Count(before.untyped_storage()._cdata) <= 2
+    return before._use_count() <= 4 and is_alone and before.shape == after.shape
 
 
 class _FlashAttention(torch.autograd.Function):

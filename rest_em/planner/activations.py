@@ -104,7 +104,7 @@ def _through_layers(model: Pass, setup: StepSetup) -> Value:
     """Return the last norm's output."""
     tape, shape = model.tape, model.shape
     tape.account.phase = "embedding"
-    value = embed_tokens(model, needs_gradient=setup.adapter is not None and setup.is_checkpointed)
+    value, held = embed_tokens(model, needs_gradient=setup.adapter is not None and setup.is_checkpointed)
     positions = positions_of(model, value.itemsize)
     layer = layer_of(shape)
     for number in range(shape.num_layers):
@@ -115,7 +115,9 @@ def _through_layers(model: Pass, setup: StepSetup) -> Value:
         else:
             value = layer(model, name, value, positions)
     tape.account.phase = "loss"
-    return norm(model, "norm", value, shape.hidden_size)
+    value = norm(model, "norm", value, shape.hidden_size)
+    held.clear()
+    return value
 
 
 def _layer(layer: Any, model: Pass, name: str, positions: Positions, value: Value) -> Value:

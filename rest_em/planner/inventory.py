@@ -24,7 +24,7 @@ def weights_of(shape: ModelShape, adapter: Adapter | None = None) -> Weights:
     """Return a model's weights, those of an adapter among them, in the order that a forward reads them."""
     tape = Tape(Account())
     model = Pass(tape, replace(shape, num_layers=1), 1, 1, 2, adapter)
-    value = embed_tokens(model, needs_gradient=False)
+    value, _ = embed_tokens(model, needs_gradient=False)
     positions = positions_of(model, 2)
     value = layer_of(shape)(model, "layers.0", value, positions)
     project_to_logits(model, [norm(model, "norm", value, shape.hidden_size)], 1)

@@ -151,11 +151,14 @@ def activate(tape: Tape, name: str, value: Value) -> Value:
     """Return transformers' activation of this name; `gelu_new` is ten operations, the others are one."""
     if name not in ("gelu_new", "gelu_fast"):
         return pointwise(tape, value)
-    halved = scale(tape, value)
-    cubed = square(tape, cast(tape, value, 4) if tape.autocast else value)
-    inner = scale(tape, add(tape, value, scale(tape, cubed)))
-    del cubed
-    return multiply(tape, halved, shift(tape, pointwise(tape, inner, saves_output=True)))
+    return multiply(tape, scale(tape, value), shift(tape, _tanh_of_cube(tape, value)))
+
+
+def _tanh_of_cube(tape: Tape, value: Value) -> Value:
+    """Return tanh of the value and its cube, which autocast computes in fp32."""
+    cubed = [square(tape, cast(tape, value, 4) if tape.autocast else value)]
+    summed = [add(tape, value, scale(tape, cubed.pop()))]
+    return pointwise(tape, scale(tape, summed.pop()), saves_output=True)
 
 
 def rotate(model: Pass, value: Value, positions: Positions) -> Value:
@@ -355,8 +358,11 @@ def layer_of(shape: ModelShape) -> Layer:
     return special.get(shape.family, llama_layer)
 
 
-def embed_tokens(model: Pass, *, needs_gradient: bool) -> Value:
-    """Return the first layer's input; with peft gradients flow to it where layers are computed again."""
+def embed_tokens(model: Pass, *, needs_gradient: bool) -> tuple[Value, list[Value]]:
+    """Return the first layer's input, and the locals that the model's forward holds until it returns.
+
+    With peft gradients flow to the embeddings where layers are computed again.
+    """
     shape, tape, tokens = model.shape, model.tape, model.num_tokens
     table = model.weight("embed_tokens.weight", shape.vocab_size * shape.hidden_size)
     value = embed(tape, tokens, shape.hidden_size, table)
@@ -364,11 +370,13 @@ def embed_tokens(model: Pass, *, needs_gradient: bool) -> Value:
         value = scale(tape, value)
     if needs_gradient:
         tape.require_gradient(value)
+    held = [value]
     if shape.family == "gpt2":
         assert shape.max_positions is not None
         learned = model.weight("wpe.weight", shape.max_positions * shape.hidden_size)
-        value = add(tape, value, embed(tape, model.length, shape.hidden_size, learned))
-    return dropout(tape, value, shape.dropouts[0])
+        held.append(embed(tape, model.length, shape.hidden_size, learned))
+        value = add(tape, *held)
+    return dropout(tape, value, shape.dropouts[0]), held
 
 
 def positions_of(model: Pass, itemsize: int) -> Positions:

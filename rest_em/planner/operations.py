@@ -130,11 +130,11 @@ def join(tape: Tape, parts: Sequence[Value]) -> Value:
 
 def linear(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight | None = None) -> Value:
     """Return the product with a matrix; saves its input if the matrix is trained, and the matrix."""
-    value, matrix = tape.half(value), tape.half_weight(weight)
-    num_in = value.num_elements // num_rows
-    num_out = weight.num_elements // num_in
+    num_out = weight.num_elements * num_rows // value.num_elements
     tape.flops += 2 * num_rows * weight.num_elements
-    offset = tape.half_weight(bias) if bias else None
+    offset = tape.half_weight(bias) if bias else None  # autocast begins with the last argument
+    matrix = tape.half_weight(weight)
+    value = tape.half(value)
     tape.save(value, matrix)
     out = tape.new(num_rows * num_out, max(value.itemsize, matrix.itemsize))
     saved_input = value.detached() if weight.is_trainable and tape.saving else None
@@ -145,11 +145,11 @@ def linear(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight
     def backward(g: Value) -> Gradients:
         if not weight.is_trainable:
             tape.account.num_passed += weight.num_elements
-        found: list[Value | None] = [
-            None if saved_matrix is None else tape.new(size_in, itemsize),
-            None if saved_input is None else tape.new(size_matrix, itemsize),
-        ]
-        return [*found, g.view() if has_offset else None]
+        of_input = None if saved_matrix is None else tape.new(size_in, itemsize)
+        of_matrix = None if saved_input is None else tape.new(size_matrix, itemsize)
+        if of_matrix is not None:
+            of_matrix.is_transposed = True
+        return [of_input, of_matrix, g.view() if has_offset else None]
 
     return tape.attach(out, (value, matrix, *((offset,) if offset else ())), backward)
 

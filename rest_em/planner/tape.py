@@ -73,10 +73,11 @@ class Storage:
 class Value:
     """A tensor: elements of so many bytes each, in a storage of its own or another value's (a view)."""
 
-    __slots__ = ("itemsize", "node", "num_elements", "storage")
+    __slots__ = ("is_transposed", "itemsize", "node", "num_elements", "storage")
 
     def __init__(self, storage: Storage, num_elements: int, itemsize: int, node: Node | None = None) -> None:
         self.storage, self.num_elements, self.itemsize, self.node = storage, num_elements, itemsize, node
+        self.is_transposed = False
         storage.num_values += 1
 
     def __del__(self) -> None:
@@ -113,6 +114,8 @@ class Node:
     """A node of a layer that has yet to be computed again, and which one it is."""
     keeps: Value | None = None
     """The input of a checkpointed layer, which is held until the gradient has come through the layer."""
+    is_computed_again: bool = False
+    """Whether it is part of a checkpointed layer that is computed again."""
 
 
 Buffers = dict[int, tuple[Node, Value]]
@@ -155,6 +158,7 @@ class Tape:
     """Off inside a forward pass whose layers are computed again."""
     _sequence: int = 0
     _casts: list[Weight] = field(default_factory=list)
+    _leaves: list[Value] = field(default_factory=list)
     _num_saves: int = 0
     _last_save: int = 0
     """How many times a layer that is computed again saves something; 0 if none is."""
@@ -188,6 +192,7 @@ class Tape:
                 self._sequence, tuple(one.node for one in inputs), backward, shape, self.account.phase
             )
             if self._recorded is not None:
+                out.node.is_computed_again = True
                 self._recorded.append(out.node)
         return out
 
@@ -211,8 +216,9 @@ class Tape:
         return value
 
     def require_gradient(self, value: Value) -> None:
-        """Let gradients flow up to a value, and end there."""
+        """Let gradients flow up to a value, and end there; the graph holds the value as long as it lives."""
         self._sequence += 1
+        self._leaves.append(value.detached())
         value.node = Node(self._sequence, (), lambda g: (), (), self.account.phase)
 
     def _accumulate(self, weight: Weight, gradient: Value) -> None:
@@ -298,24 +304,38 @@ class Tape:
                 del gradient
                 self._compute_again(recomputation)
                 self._replace(buffers, queue, recomputation)
+                del recomputation
                 continue
             assert node.backward is not None
             results = list(node.backward(gradient))
+            results += [None] * (len(node.inputs) - len(results))
+            if node.is_computed_again:  # what was saved is handed out once
+                node.backward = None
+            self._fit(results, node)
             del gradient
             node.backward = None
             for place, target in enumerate(node.inputs):
-                result = results[place] if place < len(results) else None
-                results[place : place + 1] = [None]
-                if target is None or result is None:
-                    continue
-                num_elements, itemsize = node.shape[place]
-                if result.num_elements != num_elements:  # what was broadcast is summed
-                    result = self.new(num_elements, result.itemsize)
-                if result.itemsize != itemsize:
-                    result = self.new(num_elements, itemsize)
-                self._deliver(buffers, queue, target, result)
+                result, results[place] = results[place], None
+                if target is not None and result is not None:
+                    self._deliver(buffers, queue, target, result)
                 del result
             node.inputs = ()
+
+    def _fit(self, results: list[Value | None], node: Node) -> None:
+        """Give gradients the sizes of what they are for: sums where that was broadcast, then casts.
+
+        Source: torch 2.13, autograd/engine.cpp, `validate_outputs`: the node's gradient is still held.
+        """
+        for place, (target, (num_elements, itemsize)) in enumerate(zip(node.inputs, node.shape, strict=True)):
+            result, results[place] = results[place], None
+            if target is None or result is None:
+                continue
+            if result.num_elements != num_elements:
+                result = self.new(num_elements, result.itemsize)
+            if result.itemsize != itemsize:
+                result = self.new(num_elements, itemsize)
+            results[place] = result
+            del result
 
     def checkpointed(self, value: Value, layer: Callable[[Value], Value]) -> Value:
         """Return a layer's output without what it would save; its backward computes the layer again.
@@ -393,7 +413,7 @@ class Tape:
             heapq.heappush(queue, (-node.sequence, key))
             return
         before = buffers[key][1]
-        if before.storage.num_values > 1:
+        if before.storage.num_values > 1 or before.is_transposed:
             buffers[key] = (node, self.new(gradient.num_elements, max(gradient.itemsize, before.itemsize)))
 
 
