@@ -76,7 +76,7 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self._meter.phase == "backward" and _adds_in_place(func, args):
+        if self._meter.phase == "backward" and _is_in_place(func, args):
             return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -87,18 +87,30 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _adds_in_place(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the backward pass adds two gradients of one tensor where no one else looks at the first.
+def _is_in_place(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the backward pass does in place on a device what it does apart here.
 
-    It then adds in place, but not below a dispatch mode or to fake tensors, which are both here. References
-    of torch's own that come with the call are 4 to the tensor and 2 to its storage. Source: torch 2.13,
-    autograd/input_buffer.cpp, `accumulate`.
+    Below a dispatch mode and for fake tensors torch spares what it would write to: zeros that a gather's or a
+    slice's gradient is put in, and the first of two gradients of one tensor, if no one else looks at it.
+    References of torch's own that come with the call are 4 to a tensor and 2 to its storage. Source: torch
+    2.13, autograd/FunctionsManual.cpp, `index_select_backward_symint`; input_buffer.cpp, `accumulate`.
     """
-    if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return False
+    if func in _FILLS_ZEROS:
+        return True
+    if func is not torch.ops.aten.add.Tensor:
         return False
     before, after = args[0], args[1]
     is_alone = torch._C._storage_Use_Count(before.untyped_storage()._cdata) <= 2
     return before._use_count() <= 4 and is_alone and before.shape == after.shape
+
+
+_FILLS_ZEROS = (
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.scatter.src,
+)
 
 
 class _FlashAttention(torch.autograd.Function):
@@ -126,6 +138,22 @@ class _FlashAttention(torch.autograd.Function):
         expanded = [query.new_empty(query.shape) for _ in range(2)] if key.shape[1] != num_heads else []
         del softmax_d, accumulated, expanded
         return tuple(found)
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Allocates and saves what a grouped product does, whose fake knows bfloat16 only."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Return (rows, out) for rows (rows, in) and matrices (experts, in, out)."""
+        ctx.save_for_backward(rows, matrices)
+        return rows.new_empty(rows.shape[0], matrices.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Return the gradients of the rows and of the matrices, if they are wanted."""
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(one) if is_wanted else None for one, is_wanted in wanted)
 
 
 def flash_head_size(head_dim: int) -> int:
@@ -206,10 +234,11 @@ def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, 
 def _as_on_cuda() -> Iterator[None]:
     """Let the CPU save what CUDA does, where the two differ.
 
-    Dropout's kernel saves a mask of a byte an element (the CPU: factors in the input's precision), and
-    autocast raises to a power in fp32 (the CPU: as it comes).
+    Dropout's kernel saves a mask of a byte an element (the CPU: factors in the input's precision), autocast
+    raises to a power in fp32 (the CPU: as it comes), and experts' products are not in bfloat16 only.
     """
-    dropout, power = torch.nn.functional.dropout, torch.pow
+    functional = torch.nn.functional
+    dropout, grouped, power = functional.dropout, functional.grouped_mm, torch.pow
 
     def masked(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
@@ -217,11 +246,14 @@ def _as_on_cuda() -> Iterator[None]:
     def wide(input: torch.Tensor, exponent: Any) -> torch.Tensor:
         return power(input.float() if torch.is_autocast_enabled("cpu") else input, exponent)
 
-    torch.nn.functional.dropout, torch.pow = masked, wide  # type: ignore[assignment]
+    def product(rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor) -> Any:
+        return _GroupedProduct.apply(rows, matrices)  # type: ignore[no-untyped-call]
+
+    functional.dropout, functional.grouped_mm, torch.pow = masked, product, wide  # type: ignore[assignment]
     try:
         yield
     finally:
-        torch.nn.functional.dropout, torch.pow = dropout, power
+        functional.dropout, functional.grouped_mm, torch.pow = dropout, grouped, power
 
 
 def _on_meta(config: PretrainedConfig, setup: StepSetup) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rest_em.planner.layers import (
@@ -73,19 +73,29 @@ def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
 
     Phases: `forward`, `loss forward`, `loss backward`, `last layer backward`, `first layer backward` and
     `embedding backward`. Each has its peak with whole gradients, as one process has them, and where that is
-    another moment its peak without any, for strategies that share them out.
+    another moment its peak without any, for strategies that share them out. Where layers are of several kinds,
+    `layer 1 backward` and so on stand between the last and the first.
     """
-    few, more = (_play(replace(shape, num_layers=number), setup) for number in (3, 4))
     found = []
-    for name, events in more.items():
-        assert len(events) == len(few[name]), f"{name}: other operations with another number of layers"
-        extended = [
-            tuple(x + (y - x) * (shape.num_layers - 3) for x, y in zip(three, four, strict=True))
-            for three, four in zip(few[name], events, strict=True)
-        ]
+    for name, extended in _events_of(shape, setup).items():
         moments = {max(extended, key=lambda one: sum(one[:4])), max(extended, key=lambda one: sum(one[:3]))}
         found += [Instant(name, dict(zip(KINDS, one[:4], strict=True)), one[4]) for one in moments]
     return tuple(found)
+
+
+def _events_of(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
+    """Return the events of the phases, from three and four layers where all layers are alike."""
+    if not shape.has_equal_layers:
+        return _play(shape, setup)
+    few, more = (_play(shape.with_layers(number), setup) for number in (3, 4))
+    found = {}
+    for name, events in more.items():
+        assert len(events) == len(few[name]), f"{name}: other operations with another number of layers"
+        found[name] = [
+            tuple(x + (y - x) * (shape.num_layers - 3) for x, y in zip(three, four, strict=True))
+            for three, four in zip(few[name], events, strict=True)
+        ]
+    return found
 
 
 def _play(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
@@ -97,7 +107,7 @@ def _play(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
     loss = _model_loss(model, held) if setup.loss == "model" else _solution_loss(model, held, setup)
     tape.run_backward(loss)
     assert ids.num_elements
-    return _named(tape.account.events, shape.num_layers)
+    return _named(tape.account.events, shape)
 
 
 def _through_layers(model: Pass, setup: StepSetup) -> Value:
@@ -150,9 +160,12 @@ def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
         return negative_log_likelihood(tape, chosen, num_solution)
 
 
-def _named(events: Mapping[str, list[Event]], num_layers: int) -> dict[str, list[Event]]:
-    """Return phases by the names of `instants_of`; layers between the first and the last are left out."""
-    names = {
+def _named(events: Mapping[str, list[Event]], shape: ModelShape) -> dict[str, list[Event]]:
+    """Return phases by the names of `instants_of`; equal layers between first and last are left out."""
+    num_layers = shape.num_layers
+    between = () if shape.has_equal_layers else range(1, num_layers - 1)
+    names = {f"layer {number} backward": f"layer {number} backward" for number in between}
+    names |= {
         f"layer {num_layers - 1}": "forward",
         "loss": "loss forward",
         "loss backward": "loss backward",

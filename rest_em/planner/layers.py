@@ -16,6 +16,8 @@ from rest_em.planner.operations import (
     attention,
     dropout,
     embed,
+    gather,
+    grouped_product,
     join,
     layer_norm,
     linear,
@@ -25,6 +27,7 @@ from rest_em.planner.operations import (
     pointwise,
     scale,
     shift,
+    softmax,
     split,
     square,
 )
@@ -260,6 +263,72 @@ def phi3_mlp(model: Pass, name: str, value: Value) -> Value:
     return model.project(f"{name}.down_proj", up, shape.hidden_size)
 
 
+def sparse_mlp(model: Pass, name: str, value: Value) -> Value:
+    """Return a mixture of experts' output, every token's through its experts and the shared one.
+
+    Source: Qwen2MoeSparseMoeBlock, MixtralSparseMoeBlock; integrations/moe.py, `grouped_mm_experts_forward`.
+    """
+    shape, tape, experts = model.shape, model.tape, model.shape.experts
+    assert experts is not None
+    width = experts.shared_intermediate_size
+    shared = gated_mlp(model, f"{name}.shared_expert", value, width) if width else None
+    weights, indices = _route(model, name, value)
+    out = _through_experts(model, f"{name}.experts", value, weights)
+    assert indices.num_elements
+    if shared is None:
+        return out
+    gate = pointwise(tape, model.project(f"{name}.shared_expert_gate", value, 1), saves_output=True)
+    shared = multiply(tape, gate, shared)
+    return add(tape, out, shared)
+
+
+def _route(model: Pass, name: str, value: Value) -> tuple[Value, Value]:
+    """Return how much each of a token's experts counts, and which those are.
+
+    Source: MixtralTopKRouter, Qwen2MoeTopKRouter.
+    """
+    shape, tape, tokens, experts = model.shape, model.tape, model.num_tokens, model.shape.experts
+    assert experts is not None
+    matrix = model.weight(f"{name}.gate.weight", experts.num_experts * shape.hidden_size)
+    logits = linear(tape, value, tokens, matrix)
+    likely = softmax(tape, logits, casts=shape.family == "mixtral")
+    indices = tape.new(tokens * experts.num_active, 8)
+    weights = gather(tape, likely, tokens * experts.num_active, indices)
+    if experts.is_normalised:
+        total = tape.attach(tape.new(tokens, 4), (weights,), lambda g: (g.view(weights_size),))
+        weights_size = weights.num_elements
+        weights = multiply(tape, weights, total)
+    if shape.family != "mixtral":
+        weights = cast(tape, weights, logits.itemsize)
+    return weights, indices
+
+
+def _through_experts(model: Pass, name: str, value: Value, weights: Value) -> Value:
+    shape, tape, experts = model.shape, model.tape, model.shape.experts
+    assert experts is not None
+    rows, (num, width) = model.num_tokens * experts.num_active, (experts.num_experts, experts.intermediate_size)
+    order = [tape.new(rows, 8), tape.new(rows, 8), tape.new(rows, 4)]  # sorted experts, also as numbers
+    chosen = gather(tape, value, rows * shape.hidden_size, tape.new(rows, 8))
+    weights = gather(tape, weights, rows, order[0])
+    matrix = model.weight(f"{name}.gate_up_proj", num * 2 * width * shape.hidden_size)
+    out = grouped_product(tape, chosen, rows, matrix, num)
+    out = _gate(model, out)
+    matrix = model.weight(f"{name}.down_proj", num * width * shape.hidden_size)
+    out = grouped_product(tape, out, rows, matrix, num)
+    weighted = multiply(tape, out, weights)
+    weighted = gather(tape, weighted, weighted.num_elements, tape.new(rows, 8))
+    assert order
+    size, itemsize = weighted.num_elements, weighted.itemsize
+    summed = tape.new(model.num_tokens * shape.hidden_size, itemsize)
+    summed = tape.attach(summed, (weighted,), lambda g: (tape.new(size, g.itemsize),))
+    return cast(tape, summed, value.itemsize)
+
+
+def _gate(model: Pass, fused: Value) -> Value:
+    gate, up = split(model.tape, fused, [fused.num_elements // 2] * 2)
+    return multiply(model.tape, activate(model.tape, model.shape.activation, gate), up)
+
+
 _PLAIN_MLP = {
     "phi": ("fc1", "fc2"),
     "gpt2": ("c_fc", "c_proj"),
@@ -285,11 +354,12 @@ def llama_layer(model: Pass, name: str, value: Value, positions: Positions) -> V
     value = add(tape, residual, dropout(tape, value, shape.dropouts[1]))
     residual = value
     value = norm(model, f"{name}.post_attention_layernorm", value, width)
-    value = (
-        phi3_mlp(model, f"{name}.mlp", value)
-        if shape.family == "phi3"
-        else gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
-    )
+    if shape.family == "phi3":
+        value = phi3_mlp(model, f"{name}.mlp", value)
+    elif shape.is_sparse(int(name.rpartition(".")[2])):
+        value = sparse_mlp(model, f"{name}.mlp", value)
+    else:
+        value = gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
     return add(tape, residual, dropout(tape, value, shape.dropouts[1]))
 
 

@@ -242,17 +242,51 @@ def dropout(tape: Tape, value: Value, rate: float) -> Value:
     return tape.attach(out, (value,), backward)
 
 
-def gather(tape: Tape, value: Value, num_elements: int) -> Value:
-    """Return some of the rows (`index_select`); its backward makes zeros, then adds to a copy of them."""
+def gather(tape: Tape, value: Value, num_elements: int, index: Value | None = None) -> Value:
+    """Return some of the rows or elements; saves the index; its backward adds them to zeros."""
+    tape.save(value)
     whole, out = value.num_elements, tape.new(num_elements, value.itemsize)
+    saved = index if tape.saving else None
 
     def backward(g: Value) -> Gradients:
-        zeros = tape.new(whole, g.itemsize)
-        found = tape.new(whole, g.itemsize)
-        del zeros
-        return (found,)
+        assert saved is None or saved.num_elements
+        return (tape.new(whole, g.itemsize),)
 
     return tape.attach(out, (value,), backward)
+
+
+def softmax(tape: Tape, value: Value, *, casts: bool) -> Value:
+    """Return the softmax in fp32, whose output is saved, of the value itself or of a cast."""
+    value = cast(tape, value, 4) if casts else value
+    size, itemsize = value.num_elements, value.itemsize
+    out = tape.new(size, 4)
+    saved = out.detached()
+    tape.save(value)
+    return tape.attach(out, (value,), lambda g: (tape.new(size, itemsize),) if saved.num_elements else (None,))
+
+
+def grouped_product(tape: Tape, value: Value, num_rows: int, weight: Weight, num_experts: int) -> Value:
+    """Return each row's product with one of the stacked matrices, in the matrices' precision.
+
+    The kernel isn't known to autocast. Source: transformers 5.23, integrations/moe.py, `_grouped_mm`.
+    """
+    matrix = tape.leaf(weight)
+    value = cast(tape, value, matrix.itemsize)
+    num_out = weight.num_elements // num_experts * num_rows // value.num_elements
+    tape.flops += 2 * num_rows * weight.num_elements // num_experts
+    tape.save(value, matrix)
+    out = tape.new(num_rows * num_out, matrix.itemsize)
+    saved_input = value.detached() if weight.is_trainable and tape.saving else None
+    size_in, wants_input = value.num_elements, value.requires_grad
+
+    def backward(g: Value) -> Gradients:
+        if not weight.is_trainable:
+            tape.account.num_passed += weight.num_elements
+        of_input = tape.new(size_in, g.itemsize) if wants_input else None
+        of_matrix = tape.new(weight.num_elements, g.itemsize) if saved_input is not None else None
+        return [of_input, of_matrix]
+
+    return tape.attach(out, (value, matrix), backward)
 
 
 def negative_log_likelihood(tape: Tape, logits: Value, num_rows: int) -> Value:

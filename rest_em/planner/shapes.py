@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Experts:
     """Width of the expert that every token goes through; 0 if there is none."""
     dense_layers: frozenset[int] = frozenset()
     """Layers with an ordinary MLP in its place."""
+    is_normalised: bool = True
+    """Whether the shares of a token's experts are made to sum to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,17 @@ class ModelShape:
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer's MLP is a mixture of experts."""
         return self.experts is not None and layer not in self.experts.dense_layers
+
+    @property
+    def has_equal_layers(self) -> bool:
+        """Whether all layers are of one kind."""
+        return len({self.is_sparse(layer) for layer in range(self.num_layers)}) == 1
+
+    def with_layers(self, number: int) -> ModelShape:
+        """Return the model with another number of its equal layers."""
+        assert self.has_equal_layers
+        experts = replace(self.experts, dense_layers=frozenset()) if self.experts and self.is_sparse(0) else None
+        return replace(self, num_layers=number, experts=experts)
 
 
 GATED = frozenset(
@@ -288,6 +301,7 @@ def _experts(numbers: _Numbers, family: str, layers: int) -> Experts | None:
         numbers.count("moe_intermediate_size"),
         numbers.count("shared_expert_intermediate_size") if is_qwen2 else 0,
         frozenset(dense),
+        numbers.flag("norm_topk_prob", default=False),
     )
 
 

@@ -26,16 +26,28 @@ _OTHERS: dict[str, dict[str, object]] = {
     "phi": {"num_key_value_heads": 4, "intermediate_size": 1024},
     "phi3": {"pad_token_id": 0},
     "gpt_neox": {"intermediate_size": 1024},
+    "mixtral": {"intermediate_size": 384, "num_local_experts": 4},
+    "qwen2_moe": {
+        "moe_intermediate_size": 192,
+        "shared_expert_intermediate_size": 320,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {"moe_intermediate_size": 192, "num_experts": 8, "num_experts_per_tok": 2},
 }
 _TARGETS = {
     "gpt2": ["c_attn", "c_fc"],
     "gpt_neox": ["query_key_value", "dense"],
     "phi": ["q_proj", "v_proj", "fc1", "fc2"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+    "mixtral": ["q_proj", "o_proj"],
+    "qwen3_moe": ["q_proj", "k_proj"],
 }
 FAMILIES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox"
 ]  # fmt: skip
+MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 
 
 @functools.cache

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from families import FAMILIES, adapter_for, config_of
+from families import FAMILIES, MIXTURES, adapter_for, config_of
 
 from rest_em.planner.activations import StepSetup, instants_of
-from rest_em.planner.inventory import weights_of
+from rest_em.planner.inventory import active_parameters, weights_of
 from rest_em.planner.layers import Adapter
 from rest_em.planner.shapes import ModelShape, shape_of
 
@@ -35,6 +35,11 @@ LLAMA = ModelShape(
         ("phi3", 4, False, "autocast", "solution"),
         ("gpt2", None, True, "bf16", "solution"),
         ("gpt_neox", 2, False, "bf16", "model"),
+        ("gpt_neox", None, True, "autocast", "solution"),
+        ("phi", None, False, "autocast", "solution"),
+        ("mixtral", None, False, "bf16", "model"),
+        ("qwen2_moe", None, True, "autocast", "solution"),
+        ("qwen3_moe", 4, True, "bf16", "solution"),
     ],
 )
 def test_the_peak_is_that_of_a_trace(
@@ -55,7 +60,7 @@ def test_the_peak_is_that_of_a_trace(
     assert peak(shape_of(config.to_dict()), setup) == pytest.approx(traced, rel=0.01)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_inventory_is_that_of_the_real_class(family: str) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
@@ -71,6 +76,13 @@ def test_the_inventory_is_that_of_the_real_class(family: str) -> None:
     weights = weights_of(shape, adapter)
     assert weights.num_elements == sum(one.numel() for one in adapted.parameters())
     assert weights.num_trainable == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+
+def test_a_token_is_multiplied_with_its_experts_only() -> None:
+    shape = shape_of(config_of("mixtral").to_dict())
+    expert = 3 * 256 * 384
+    idle = 5 * 2 * expert  # in 5 layers 2 of 4 experts
+    assert active_parameters(shape) == weights_of(shape).num_elements - idle - 2048 * 256
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
