@@ -76,8 +76,6 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self._meter.phase == "backward" and _is_in_place(func, args):
-            return args[0]
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
@@ -85,32 +83,6 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._meter.log is not None:
             self._meter.log.append((str(func), self._meter.current_bytes))
         return result
-
-
-def _is_in_place(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the backward pass does in place on a device what it does apart here.
-
-    Below a dispatch mode and for fake tensors torch spares what it would write to: zeros that a gather's or a
-    slice's gradient is put in, and the first of two gradients of one tensor, if no one else looks at it.
-    References of torch's own that come with the call are 4 to a tensor and 2 to its storage. Source: torch
-    2.13, autograd/FunctionsManual.cpp, `index_select_backward_symint`; input_buffer.cpp, `accumulate`.
-    """
-    if torch.is_grad_enabled():
-        return False
-    if func in _FILLS_ZEROS:
-        return True
-    if func is not torch.ops.aten.add.Tensor:
-        return False
-    before, after = args[0], args[1]
-    is_alone = torch._C._storage_Use_Count(before.untyped_storage()._cdata) <= 2
-    return before._use_count() <= 4 and is_alone and before.shape == after.shape
-
-
-_FILLS_ZEROS = (
-    torch.ops.aten.index_add.default,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.scatter.src,
-)
 
 
 class _FlashAttention(torch.autograd.Function):

@@ -147,8 +147,6 @@ def linear(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight
             tape.account.num_passed += weight.num_elements
         of_input = None if saved_matrix is None else tape.new(size_in, itemsize)
         of_matrix = None if saved_input is None else tape.new(size_matrix, itemsize)
-        if of_matrix is not None:
-            of_matrix.is_transposed = True
         return [of_input, of_matrix, g.view() if has_offset else None]
 
     return tape.attach(out, (value, matrix, *((offset,) if offset else ())), backward)

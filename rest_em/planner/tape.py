@@ -73,11 +73,10 @@ class Storage:
 class Value:
     """A tensor: elements of so many bytes each, in a storage of its own or another value's (a view)."""
 
-    __slots__ = ("is_transposed", "itemsize", "node", "num_elements", "storage")
+    __slots__ = ("itemsize", "node", "num_elements", "storage")
 
     def __init__(self, storage: Storage, num_elements: int, itemsize: int, node: Node | None = None) -> None:
         self.storage, self.num_elements, self.itemsize, self.node = storage, num_elements, itemsize, node
-        self.is_transposed = False
         storage.num_values += 1
 
     def __del__(self) -> None:
@@ -406,15 +405,14 @@ class Tape:
             del gradient
 
     def _deliver(self, buffers: Buffers, queue: list[tuple[int, int]], node: Node, gradient: Value) -> None:
-        """Add a gradient to what a node has got already; in place if nobody else looks at that."""
+        """Add a gradient to what a node has got already, out of place as `_accumulate` does."""
         key = id(node)
         if key not in buffers:
             buffers[key] = (node, gradient)
             heapq.heappush(queue, (-node.sequence, key))
             return
         before = buffers[key][1]
-        if before.storage.num_values > 1 or before.is_transposed:
-            buffers[key] = (node, self.new(gradient.num_elements, max(gradient.itemsize, before.itemsize)))
+        buffers[key] = (node, self.new(gradient.num_elements, max(gradient.itemsize, before.itemsize)))
 
 
 def cast(tape: Tape, value: Value, itemsize: int) -> Value:
