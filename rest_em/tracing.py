@@ -118,14 +118,21 @@ class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         """Return (rows, out) for rows (rows, in) and matrices (experts, in, out)."""
-        ctx.save_for_backward(rows, matrices)
+        is_wanted = ctx.needs_input_grad
+        ctx.save_for_backward(rows if is_wanted[1] else None, matrices if is_wanted[0] else None)
+        ctx.layouts = [(one.shape, one.stride()) for one in (rows, matrices)]
         return rows.new_empty(rows.shape[0], matrices.shape[2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Return the gradients of the rows and of the matrices, if they are wanted."""
-        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        return tuple(torch.empty_like(one) if is_wanted else None for one, is_wanted in wanted)
+        saved = ctx.saved_tensors
+        found = tuple(
+            gradients[0].new_empty_strided(*layout) if is_wanted else None
+            for layout, is_wanted in zip(ctx.layouts, ctx.needs_input_grad, strict=True)
+        )
+        del saved
+        return found
 
 
 def flash_head_size(head_dim: int) -> int:

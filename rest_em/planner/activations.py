@@ -138,19 +138,19 @@ def _layer(layer: Any, model: Pass, name: str, positions: Positions, value: Valu
 def _model_loss(model: Pass, held: list[Value]) -> Value:
     """Source: transformers 5.23, loss/loss_utils.py, ForCausalLMLoss."""
     tape = model.tape
-    value = held[0]  # a local of the model's forward
-    logits = project_to_logits(model, held, model.length)
+    logits = project_to_logits(model, held[0], model.length)
     with tape.counting("logits"):
         loss = negative_log_likelihood(tape, cast(tape, logits, 4), model.num_tokens)
     tape.leave_autocast()
-    del value
+    held.clear()
     return loss
 
 
 def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
     """Source: rest_em.training, `solution_loss`."""
     tape = model.tape
-    logits = project_to_logits(model, held, setup.num_kept)
+    logits = project_to_logits(model, held[0], setup.num_kept)
+    held.clear()
     tape.leave_autocast()
     num_solution = model.num_rows * setup.num_solution_tokens
     with tape.counting("logits"):

@@ -28,7 +28,7 @@ def weights_of(shape: ModelShape, adapter: Adapter | None = None) -> Weights:
     positions = positions_of(model, 2)
     for layer in range(played.num_layers):
         value = layer_of(shape)(model, f"layers.{layer}", value, positions)
-    project_to_logits(model, [norm(model, "norm", value, shape.hidden_size)], 1)
+    project_to_logits(model, norm(model, "norm", value, shape.hidden_size), 1)
     items = []
     for name, weight in tape.weights.items():
         count = shape.num_layers // played.num_layers if name.startswith("layers.") else 1

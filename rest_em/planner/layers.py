@@ -455,10 +455,9 @@ def positions_of(model: Pass, itemsize: int) -> Positions:
     return Positions(model.tape.new(size, itemsize), model.tape.new(size, itemsize))
 
 
-def project_to_logits(model: Pass, held: list[Value], num_kept: int) -> Value:
-    """Return the logits of the last positions of each row, from the last norm's output, which it takes."""
+def project_to_logits(model: Pass, value: Value, num_kept: int) -> Value:
+    """Return the logits of the last positions of each row, from the last norm's output."""
     shape, tape, rows = model.shape, model.tape, model.num_rows * num_kept
-    value = held.pop()
     if num_kept < model.length:
         value = part(tape, value, rows * shape.hidden_size)
     name = "embed_tokens.weight" if shape.is_tied else "lm_head.weight"

@@ -241,14 +241,17 @@ def dropout(tape: Tape, value: Value, rate: float) -> Value:
 
 
 def gather(tape: Tape, value: Value, num_elements: int, index: Value | None = None) -> Value:
-    """Return some of the rows or elements; saves the index; its backward adds them to zeros."""
+    """Return some of the rows or elements; saves the index; its backward makes zeros, then adds to a copy of them."""
     tape.save(value)
     whole, out = value.num_elements, tape.new(num_elements, value.itemsize)
     saved = index if tape.saving else None
 
     def backward(g: Value) -> Gradients:
         assert saved is None or saved.num_elements
-        return (tape.new(whole, g.itemsize),)
+        zeros = tape.new(whole, g.itemsize)
+        found = tape.new(whole, g.itemsize)
+        del zeros
+        return (found,)
 
     return tape.attach(out, (value,), backward)
 
