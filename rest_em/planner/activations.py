@@ -73,8 +73,8 @@ def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
 
     Phases: `forward`, `loss forward`, `loss backward`, `last layer backward`, `first layer backward` and
     `embedding backward`. Each has its peak with whole gradients, as one process has them, and where that is
-    another moment its peak without any, for strategies that share them out. Where layers are of several kinds,
-    `layer 1 backward` and so on stand between the last and the first.
+    another moment its peak without any, for strategies that share them out. Where layers are of several
+    kinds, `layer 1 backward` and so on stand between the last and the first.
     """
     found = []
     for name, extended in _events_of(shape, setup).items():

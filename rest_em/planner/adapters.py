@@ -17,7 +17,7 @@ from rest_em.recipe import nearest
 
 DEFAULT_TARGETS: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
-        ["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"],
+        ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"],
         frozenset({"q_proj", "v_proj"}),
     ),
     "phi": frozenset({"q_proj", "v_proj", "fc1", "fc2"}),
@@ -25,10 +25,13 @@ DEFAULT_TARGETS: Mapping[str, frozenset[str]] = {
     "gpt_neox": frozenset({"query_key_value"}),
 }
 """Family -> what peft adapts if nothing is said. Source: peft 0.21, utils/constants.py."""
+_ADAPTS_EXPERTS = frozenset(["mixtral", "qwen3_moe"])
+"""Families in whose MLPs peft adapts stacked experts and routers, by whatever name an MLP's layers are asked
+for, which is not planned for. Source: peft 0.21, utils/transformers_weight_conversion.py."""
 _PLANNED = frozenset(["r", "target_modules", "lora_dropout"])
 _WITHOUT_MEMORY = frozenset(
-    ["lora_alpha", "use_rslora", "init_lora_weights", "fan_in_fan_out", "inference_mode", "base_model_name_or_path",
-     "revision", "task_type", "peft_type"]
+    ["lora_alpha", "use_rslora", "init_lora_weights", "fan_in_fan_out", "inference_mode", "task_type",
+     "peft_type", "base_model_name_or_path", "revision"]
 )  # fmt: skip
 _DEFAULT_RANK = 8
 
@@ -60,15 +63,18 @@ def adapter_of(lora: Mapping[str, Any], shape: ModelShape, itemsize: int) -> Ada
 
 
 def linear_modules(shape: ModelShape) -> frozenset[str]:
-    """Return the names of a model's linear layers without the output projection, as `target_modules` has them.
+    """Return the names of a model's linear layers but for the output projection, as in `target_modules`.
 
-    A router's matrix and the stacked matrices of experts are parameters and not linear layers.
+    A router's matrix and the stacked matrices of experts are parameters and not linear layers. Where peft
+    adapts those all the same, an MLP has none that can be named.
     """
     names = set()
     for one in weights_of(shape).items:
         module, _, kind = one.name.rpartition(".")
-        is_router = module.endswith("mlp.gate")
-        if module.startswith("layers") and kind == "weight" and one.is_in_matmul and not is_router:
+        is_adapted_apart = module.endswith("mlp.gate") or (
+            shape.family in _ADAPTS_EXPERTS and ".mlp." in module
+        )
+        if module.startswith("layers") and kind == "weight" and one.is_in_matmul and not is_adapted_apart:
             names.add(module.rpartition(".")[2])
     return frozenset(names)
 
@@ -83,6 +89,11 @@ def _targets(wanted: Any, shape: ModelShape) -> frozenset[str]:
             )
         return DEFAULT_TARGETS[shape.family]
     if isinstance(wanted, str):
+        if wanted.lower() == "all-linear" and shape.family in _ADAPTS_EXPERTS:
+            raise PlanError(
+                f"lora.target_modules: all-linear adapts the experts of {shape.family}, which is not planned "
+                f"for; name some of {', '.join(sorted(known))}"
+            )
         if wanted.lower() == "all-linear":
             return known
         raise PlanError(

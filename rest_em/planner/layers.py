@@ -30,6 +30,7 @@ from rest_em.planner.operations import (
     softmax,
     split,
     square,
+    sum_of_rows,
 )
 from rest_em.planner.shapes import ModelShape
 from rest_em.planner.tape import Tape, Value, Weight, cast
@@ -268,7 +269,7 @@ def sparse_mlp(model: Pass, name: str, value: Value) -> Value:
 
     Source: Qwen2MoeSparseMoeBlock, MixtralSparseMoeBlock; integrations/moe.py, `grouped_mm_experts_forward`.
     """
-    shape, tape, experts = model.shape, model.tape, model.shape.experts
+    tape, experts = model.tape, model.shape.experts
     assert experts is not None
     width = experts.shared_intermediate_size
     shared = gated_mlp(model, f"{name}.shared_expert", value, width) if width else None
@@ -295,32 +296,35 @@ def _route(model: Pass, name: str, value: Value) -> tuple[Value, Value]:
     indices = tape.new(tokens * experts.num_active, 8)
     weights = gather(tape, likely, tokens * experts.num_active, indices)
     if experts.is_normalised:
-        total = tape.attach(tape.new(tokens, 4), (weights,), lambda g: (g.view(weights_size),))
-        weights_size = weights.num_elements
-        weights = multiply(tape, weights, total)
+        weights = multiply(tape, weights, sum_of_rows(tape, weights, tokens))
     if shape.family != "mixtral":
         weights = cast(tape, weights, logits.itemsize)
     return weights, indices
 
 
 def _through_experts(model: Pass, name: str, value: Value, weights: Value) -> Value:
-    shape, tape, experts = model.shape, model.tape, model.shape.experts
+    """Return the sums of the experts' outputs, whose rows lie sorted by expert meanwhile.
+
+    Sizes do not depend on which experts are chosen: a product is over all chosen rows, however many of them
+    are one expert's.
+    """
+    shape, tape, tokens, experts = model.shape, model.tape, model.num_tokens, model.shape.experts
     assert experts is not None
-    rows, (num, width) = model.num_tokens * experts.num_active, (experts.num_experts, experts.intermediate_size)
+    rows, num, size = (
+        tokens * experts.num_active,
+        experts.num_experts,
+        experts.intermediate_size * shape.hidden_size,
+    )
     order = [tape.new(rows, 8), tape.new(rows, 8), tape.new(rows, 4)]  # sorted experts, also as numbers
     chosen = gather(tape, value, rows * shape.hidden_size, tape.new(rows, 8))
     weights = gather(tape, weights, rows, order[0])
-    matrix = model.weight(f"{name}.gate_up_proj", num * 2 * width * shape.hidden_size)
-    out = grouped_product(tape, chosen, rows, matrix, num)
+    out = grouped_product(tape, chosen, rows, model.weight(f"{name}.gate_up_proj", num * 2 * size), num)
     out = _gate(model, out)
-    matrix = model.weight(f"{name}.down_proj", num * width * shape.hidden_size)
-    out = grouped_product(tape, out, rows, matrix, num)
+    out = grouped_product(tape, out, rows, model.weight(f"{name}.down_proj", num * size), num)
     weighted = multiply(tape, out, weights)
     weighted = gather(tape, weighted, weighted.num_elements, tape.new(rows, 8))
     assert order
-    size, itemsize = weighted.num_elements, weighted.itemsize
-    summed = tape.new(model.num_tokens * shape.hidden_size, itemsize)
-    summed = tape.attach(summed, (weighted,), lambda g: (tape.new(size, g.itemsize),))
+    summed = sum_of_rows(tape, weighted, tokens * shape.hidden_size, is_reshaped=True)
     return cast(tape, summed, value.itemsize)
 
 

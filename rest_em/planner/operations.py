@@ -71,6 +71,16 @@ def mean_of_rows(tape: Tape, value: Value, num_rows: int) -> Value:
     return tape.attach(out, (value,), lambda g: (tape.new(size, g.itemsize),))
 
 
+def sum_of_rows(tape: Tape, value: Value, num_rows: int, *, is_reshaped: bool = False) -> Value:
+    """Return the sum of each row; its backward is a view, of a value that was reshaped for it a copy."""
+    size = value.num_elements
+
+    def backward(g: Value) -> Gradients:
+        return (tape.new(size, g.itemsize) if is_reshaped else g.view(size),)
+
+    return tape.attach(tape.new(num_rows, value.itemsize), (value,), backward)
+
+
 def pointwise(tape: Tape, value: Value, *, saves_output: bool = False) -> Value:
     """Return a function of each element that is one kernel: silu, gelu, or (saving its output) tanh."""
     if not saves_output:
@@ -241,7 +251,7 @@ def dropout(tape: Tape, value: Value, rate: float) -> Value:
 
 
 def gather(tape: Tape, value: Value, num_elements: int, index: Value | None = None) -> Value:
-    """Return some of the rows or elements; saves the index; its backward makes zeros, then adds to a copy of them."""
+    """Return some of the rows or elements; saves the index; its backward makes zeros, then adds to a copy."""
     tape.save(value)
     whole, out = value.num_elements, tape.new(num_elements, value.itemsize)
     saved = index if tape.saving else None
@@ -263,7 +273,9 @@ def softmax(tape: Tape, value: Value, *, casts: bool) -> Value:
     out = tape.new(size, 4)
     saved = out.detached()
     tape.save(value)
-    return tape.attach(out, (value,), lambda g: (tape.new(size, itemsize),) if saved.num_elements else (None,))
+    return tape.attach(
+        out, (value,), lambda g: (tape.new(size, itemsize),) if saved.num_elements else (None,)
+    )
 
 
 def grouped_product(tape: Tape, value: Value, num_rows: int, weight: Weight, num_experts: int) -> Value:

@@ -1,7 +1,8 @@
 """The shape of a model, read from its `config.json`: what memory and time are computed from.
 
 Widths and counts only, and only of families that the planner knows (`FAMILIES`): another one
-is an error, never a guess. What a layer does with them is left to `layers`; the weights' values to nobody.
+is an error, never a guess. Where a key is left out, transformers' default counts, as when it loads the model
+(`defaults`). What a layer does with all that is left to `layers`; the weights' values to nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.errors import PlanError
+from rest_em.planner.defaults import DEFAULTS
 from rest_em.recipe import nearest
 
 
@@ -100,17 +102,16 @@ class ModelShape:
     def with_layers(self, number: int) -> ModelShape:
         """Return the model with another number of its equal layers."""
         assert self.has_equal_layers
-        experts = replace(self.experts, dense_layers=frozenset()) if self.experts and self.is_sparse(0) else None
+        experts = (
+            replace(self.experts, dense_layers=frozenset()) if self.experts and self.is_sparse(0) else None
+        )
         return replace(self, num_layers=number, experts=experts)
 
 
-GATED = frozenset(
-    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen2_moe",
-     "qwen3_moe"]
-)  # fmt: skip
-"""Families that are read alike: RMS norms, rotary positions, a gated MLP."""
-FAMILIES = GATED | {"phi", "gpt2", "gpt_neox"}
+FAMILIES = frozenset(DEFAULTS)
 """What transformers calls the families that the planner knows; Qwen2.5 is `qwen2`, SmolLM2 is `llama`."""
+ACTIVATIONS = frozenset(["silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new"])
+"""Those whose operations the planner knows."""
 _REMEDY = "name a model of a known family, or one whose shapes and layers are a known family's"
 
 
@@ -140,7 +141,7 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
         where: begins messages.
 
     Raises:
-        PlanError: the family is unknown, or a number is missing or is none.
+        PlanError: the family or its activation is unknown, or a number is none.
     """
     family = config.get("model_type")
     if family == "gemma3" and isinstance(config.get("text_config"), Mapping):
@@ -158,42 +159,67 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
         return _gpt2(numbers)
     if family == "gpt_neox":
         return _gpt_neox(numbers)
-    return _rotary(numbers, str(family))
+    return _rotary(numbers)
 
 
 class _Numbers:
-    """A configuration's values, with messages that name its file."""
+    """A configuration's values or else its class's, with messages that name its file."""
 
     def __init__(self, config: Mapping[str, Any], where: str) -> None:
         self.config = config
+        self.family = str(config["model_type"])
         self._where = where
 
+    def value(self, key: str) -> Any:
+        """Return what the configuration says, or else its class; None if the class has no such key."""
+        defaults = DEFAULTS[self.family]
+        return self.config.get(key, defaults[key]) if key in defaults else None
+
     def count(self, key: str, default: int | None = None) -> int:
-        """Return a whole number > 0."""
-        value = self.config.get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise PlanError(f"{self._where}: {key} is missing; a {self.config['model_type']} model has it")
+        """Return a whole number > 0; the default where the configuration and its class have None."""
+        value = self.value(key)
+        if value is None and default is not None:
+            return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PlanError(f"{self._where}: {key} is {value!r}; a whole number > 0 is wanted")
         return value
 
     def optional(self, key: str) -> int | None:
         """Return a whole number > 0, or None."""
-        return self.count(key) if self.config.get(key) else None
+        return self.count(key) if self.value(key) else None
 
-    def share(self, key: str) -> float:
-        """Return a rate, 0 where it is missing."""
-        value = self.config.get(key) or 0.0
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise PlanError(f"{self._where}: {key} is {value!r}; a number from 0 to 1 is wanted")
-        return float(value)
+    def share(self, *keys: str) -> float:
+        """Return the rate that the family has under one of its names, 0 if under none."""
+        for key in keys:
+            value = self.value(key) or 0.0
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise PlanError(f"{self._where}: {key} is {value!r}; a number from 0 to 1 is wanted")
+            if value:
+                return float(value)
+        return 0.0
 
-    def flag(self, key: str, *, default: bool) -> bool:
+    def flag(self, key: str) -> bool:
         """Return a boolean."""
-        value = self.config.get(key, default)
-        return default if value is None else bool(value)
+        return bool(self.value(key))
+
+    def refuse(self, key: str, why: str) -> None:
+        """Raise if a setting is on that the planner does not know the memory of."""
+        if self.value(key):
+            raise PlanError(f"{self._where}: {key} is {self.value(key)!r}, which is not planned for: {why}")
+
+    @property
+    def activation(self) -> str:
+        """transformers' name of the MLP's activation."""
+        for key in ("hidden_activation", "activation_function", "hidden_act"):
+            if key in DEFAULTS[self.family]:
+                break
+        name = str(self.value(key))
+        if name not in ACTIVATIONS:
+            raise PlanError(
+                f"{self._where}: {key} is {name!r}, whose memory the planner does not know (it knows "
+                f"{', '.join(sorted(ACTIVATIONS))})"
+            )
+        return name
 
     @property
     def dtype(self) -> str:
@@ -202,28 +228,25 @@ class _Numbers:
 
     @property
     def rotary_share(self) -> float:
-        """Part of a head that is rotated."""
+        """Part of a head that is rotated, of a family that rotates parts."""
+        if "partial_rotary_factor" not in DEFAULTS[self.family]:
+            return 1.0
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         for value in (
             rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None,
-            self.config.get("partial_rotary_factor"),
             self.config.get("rotary_pct"),
         ):
             if value is not None:
                 return float(value)
-        return {"phi": 0.5, "gpt_neox": 0.25}.get(self.config["model_type"], 1.0)
+        return float(self.value("partial_rotary_factor"))
 
 
-def _rotary(numbers: _Numbers, family: str) -> ModelShape:
+def _rotary(numbers: _Numbers) -> ModelShape:
     """Return the shape of a model with rotary positions: all families but GPT-2 and GPT-NeoX."""
-    config = numbers.config
-    hidden, heads = numbers.count("hidden_size"), numbers.count("num_attention_heads")
-    layers = numbers.count("num_hidden_layers")
-    head_dim = numbers.count("head_dim", _DEFAULT_HEAD_DIM.get(family, hidden // heads))
-    is_gemma, is_phi = family.startswith("gemma"), family == "phi"
-    act_default = "gelu_pytorch_tanh" if is_gemma else "gelu_new" if is_phi else "silu"
-    activation = config.get("hidden_activation") or config.get("hidden_act") or act_default
-    has_bias = numbers.flag("attention_bias", default=False)
+    family, hidden, heads = numbers.family, numbers.count("hidden_size"), numbers.count("num_attention_heads")
+    layers, is_phi = numbers.count("num_hidden_layers"), family == "phi"
+    head_dim = numbers.count("head_dim", hidden // heads)
+    has_bias = numbers.flag("attention_bias")
     return ModelShape(
         family=family,
         num_layers=layers,
@@ -233,21 +256,20 @@ def _rotary(numbers: _Numbers, family: str) -> ModelShape:
         head_dim=head_dim,
         intermediate_size=numbers.count("intermediate_size"),
         vocab_size=numbers.count("vocab_size"),
-        is_tied=numbers.flag("tie_word_embeddings", default=is_gemma),
+        is_tied=numbers.flag("tie_word_embeddings"),
         max_positions=numbers.optional("max_position_embeddings"),
-        windows=_windows(numbers, family, layers),
-        experts=_experts(numbers, family, layers),
+        windows=_windows(numbers, layers),
+        experts=_experts(numbers, layers),
         rotary_dim=int(head_dim * numbers.rotary_share),
-        has_attention_bias=family in ("qwen2", "qwen2_moe", "phi") or has_bias,
-        has_output_bias=is_phi or (has_bias and family not in ("qwen2", "qwen2_moe")),
-        has_mlp_bias=is_phi or numbers.flag("mlp_bias", default=False),
-        activation=str(activation),
-        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text")
-        or numbers.flag("qk_layernorm", default=False),
+        has_attention_bias=family in ("qwen2", "phi") or numbers.flag("qkv_bias") or has_bias,
+        has_output_bias=is_phi or has_bias,
+        has_mlp_bias=is_phi or numbers.flag("mlp_bias"),
+        activation=numbers.activation,
+        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text") or numbers.flag("qk_layernorm"),
         is_parallel=is_phi,
-        has_logit_cap=config.get("final_logit_softcapping") is not None,
+        has_logit_cap=numbers.value("final_logit_softcapping") is not None,
         dropouts=(
-            numbers.share("embd_pdrop"),
+            numbers.share("embd_pdrop") if is_phi else 0.0,
             numbers.share("resid_pdrop"),
             numbers.share("attention_dropout"),
         ),
@@ -255,54 +277,57 @@ def _rotary(numbers: _Numbers, family: str) -> ModelShape:
     )
 
 
-_DEFAULT_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-"""Where a head's size may be left out and is not the quotient. Source: transformers 5.23."""
-
-
-def _windows(numbers: _Numbers, family: str, layers: int) -> tuple[int | None, ...]:
-    window = numbers.optional("sliding_window")
-    if window is None or (
-        family.startswith("qwen") and not numbers.flag("use_sliding_window", default=False)
-    ):
+def _windows(numbers: _Numbers, layers: int) -> tuple[int | None, ...]:
+    family, window = numbers.family, numbers.optional("sliding_window")
+    if window is None or (family.startswith("qwen") and not numbers.flag("use_sliding_window")):
         return ()
     kinds = numbers.config.get("layer_types")
-    if isinstance(kinds, list):
+    if isinstance(kinds, list) and family not in _WINDOW_EVERYWHERE:
         return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+    return tuple(window if _has_window(numbers, layer, layers) else None for layer in range(layers))
+
+
+_WINDOW_EVERYWHERE = frozenset(["mistral", "mixtral", "phi3", "qwen3_moe"])
+"""Families whose layers all have the window, if there is one."""
+
+
+def _has_window(numbers: _Numbers, layer: int, layers: int) -> bool:
+    """Whether a layer has a window where the configuration doesn't list the layers' kinds."""
+    family = numbers.family
+    if family in _WINDOW_EVERYWHERE:
+        return True
     if family == "gemma2":
-        return tuple(window if layer % 2 == 0 else None for layer in range(layers))
+        return layer % 2 == 0
     if family == "gemma3_text":
-        pattern = numbers.count("sliding_window_pattern", 6)
-        return tuple(None if (layer + 1) % pattern == 0 else window for layer in range(layers))
-    if family.startswith("qwen"):
-        first = numbers.config.get("max_window_layers") or 0
-        return tuple(window if layer >= first else None for layer in range(layers))
-    return (window,) * layers
+        return (layer + 1) % (numbers.config.get("sliding_window_pattern") or 6) != 0
+    last = numbers.count("max_window_layers", layers)
+    return layer % 2 == 0 and layer < last if family == "qwen2_moe" else layer >= last
 
 
-def _experts(numbers: _Numbers, family: str, layers: int) -> Experts | None:
-    config = numbers.config
-    if family == "mixtral":
-        return Experts(
-            numbers.count("num_local_experts", 8),
-            numbers.count("num_experts_per_tok", 2),
-            numbers.count("intermediate_size"),
-        )
-    if family not in ("qwen2_moe", "qwen3_moe"):
+def _experts(numbers: _Numbers, layers: int) -> Experts | None:
+    family = numbers.family
+    if family not in ("mixtral", "qwen2_moe", "qwen3_moe"):
         return None
-    step = numbers.count("decoder_sparse_step", 1)
-    dense = {layer for layer in range(layers) if (layer + 1) % step} | set(
-        config.get("mlp_only_layers") or ()
-    )
-    is_qwen2 = family == "qwen2_moe"
-    num_experts = config.get("num_experts") or config.get("num_local_experts")
+    numbers.refuse("output_router_logits", "the loss that balances experts; say false")
+    is_mixtral = family == "mixtral"
+    step = 1 if is_mixtral else numbers.count("decoder_sparse_step")
+    dense = {layer for layer in range(layers) if (layer + 1) % step}
     return Experts(
-        numbers.count("num_experts" if config.get("num_experts") else "num_local_experts", num_experts),
-        numbers.count("num_experts_per_tok", 4 if is_qwen2 else 8),
-        numbers.count("moe_intermediate_size"),
-        numbers.count("shared_expert_intermediate_size") if is_qwen2 else 0,
-        frozenset(dense),
-        numbers.flag("norm_topk_prob", default=False),
+        num_experts=_num_experts(numbers),
+        num_active=numbers.count("num_experts_per_tok"),
+        intermediate_size=numbers.count("intermediate_size" if is_mixtral else "moe_intermediate_size"),
+        shared_intermediate_size=numbers.optional("shared_expert_intermediate_size") or 0,
+        dense_layers=frozenset(dense | {*(numbers.value("mlp_only_layers") or ())}),
+        is_normalised=is_mixtral or numbers.flag("norm_topk_prob"),
     )
+
+
+def _num_experts(numbers: _Numbers) -> int:
+    """Return how many experts there are, whose key has two names."""
+    if numbers.family == "qwen2_moe":
+        return numbers.count("num_experts")
+    other = numbers.config.get("num_experts")
+    return other if isinstance(other, int) and other > 0 else numbers.count("num_local_experts")
 
 
 def _gpt2(numbers: _Numbers) -> ModelShape:
@@ -316,12 +341,12 @@ def _gpt2(numbers: _Numbers) -> ModelShape:
         head_dim=hidden // heads,
         intermediate_size=numbers.optional("n_inner") or 4 * hidden,
         vocab_size=numbers.count("vocab_size"),
-        is_tied=numbers.flag("tie_word_embeddings", default=True),
-        max_positions=numbers.count("n_positions", 1024),
+        is_tied=numbers.flag("tie_word_embeddings"),
+        max_positions=numbers.count("n_positions"),
         has_attention_bias=True,
         has_output_bias=True,
         has_mlp_bias=True,
-        activation=str(numbers.config.get("activation_function") or "gelu_new"),
+        activation=numbers.activation,
         dropouts=(numbers.share("embd_pdrop"), numbers.share("resid_pdrop"), numbers.share("attn_pdrop")),
         dtype=numbers.dtype,
     )
@@ -329,7 +354,7 @@ def _gpt2(numbers: _Numbers) -> ModelShape:
 
 def _gpt_neox(numbers: _Numbers) -> ModelShape:
     hidden, heads = numbers.count("hidden_size"), numbers.count("num_attention_heads")
-    has_bias = numbers.flag("attention_bias", default=True)
+    has_bias = numbers.flag("attention_bias")
     dropout = numbers.share("hidden_dropout")
     return ModelShape(
         family="gpt_neox",
@@ -340,14 +365,14 @@ def _gpt_neox(numbers: _Numbers) -> ModelShape:
         head_dim=hidden // heads,
         intermediate_size=numbers.count("intermediate_size"),
         vocab_size=numbers.count("vocab_size"),
-        is_tied=numbers.flag("tie_word_embeddings", default=False),
+        is_tied=numbers.flag("tie_word_embeddings"),
         max_positions=numbers.optional("max_position_embeddings"),
         rotary_dim=int(hidden // heads * numbers.rotary_share),
         has_attention_bias=has_bias,
         has_output_bias=has_bias,
         has_mlp_bias=True,
-        activation=str(numbers.config.get("hidden_act") or "gelu"),
-        is_parallel=numbers.flag("use_parallel_residual", default=True),
+        activation=numbers.activation,
+        is_parallel=numbers.flag("use_parallel_residual"),
         dropouts=(dropout, dropout, numbers.share("attention_dropout")),
         dtype=numbers.dtype,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +45,7 @@ LLAMA = ModelShape(
         ("qwen3_moe", 4, True, "bf16", "solution"),
     ],
 )
-def test_the_peak_is_that_of_a_trace(
+def test_the_peaks_are_those_of_a_trace(
     family: str, adapter: int | None, is_checkpointed: bool, precision: Any, loss: Any
 ) -> None:
     from rest_em.tracing import trace_step
@@ -55,27 +58,44 @@ def test_the_peak_is_that_of_a_trace(
         adapter=None if adapter is None else adapter_for(family, adapter),
         loss=loss,
     )
-    meter = trace_step(config, setup)
-    traced = max(meter.peaks["forward"], meter.peaks["backward"]) - meter.static_bytes
-    assert peak(shape_of(config.to_dict()), setup) == pytest.approx(traced, rel=0.01)
+    meter, shape = trace_step(config, setup), shape_of(config.to_dict())
+    for phase in ("forward", "backward"):
+        traced = meter.peaks[phase] - meter.static_bytes
+        assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
 def test_the_inventory_is_that_of_the_real_class(family: str) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     config, adapter = config_of(family), adapter_for(family, 2)
     shape = shape_of(config.to_dict())
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        assert weights_of(shape).num_elements == sum(one.numel() for one in model.parameters())
-        lora = LoraConfig(r=adapter.rank, target_modules=sorted(adapter.targets))
-        adapted: Any = get_peft_model(model, lora)
-    weights = weights_of(shape, adapter)
-    assert weights.num_elements == sum(one.numel() for one in adapted.parameters())
-    assert weights.num_trainable == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    for targets, weights in (
+        (None, weights_of(shape)),
+        (sorted(adapter.targets), weights_of(shape, adapter)),
+    ):
+        planned: Counter[tuple[str, int, bool]] = Counter()
+        for one in weights.items:
+            planned[_NUMBER.sub("", one.name), one.num_elements, one.is_trainable] += one.count
+        assert planned == Counter(real_weights(family, targets))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2_moe", {"decoder_sparse_step": 2, "norm_topk_prob": True}),
+        ("qwen3_moe", {"mlp_only_layers": [0, 3]}),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 3, 4]}),
+    ],
+)
+def test_dense_layers_among_sparse_ones(family: str, settings: dict[str, Any]) -> None:
+    from rest_em.tracing import trace_step
+
+    changed = {**config_of(family).to_dict(), "mlp_only_layers": [], **settings}
+    config = type(config_of(family)).from_dict(changed)
+    setup = replace(STEP, precision="bf16", is_checkpointed=True)
+    meter, shape = trace_step(config, setup), shape_of(config.to_dict())
+    for phase in ("forward", "backward"):
+        traced = meter.peaks[phase] - meter.static_bytes
+        assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
 
 
 def test_a_token_is_multiplied_with_its_experts_only() -> None:
@@ -123,9 +143,50 @@ def test_logits_of_a_loss_over_all_tokens() -> None:
     assert backward == pytest.approx(12 * size, rel=0.001)
 
 
-def peak(shape: ModelShape, setup: StepSetup) -> int:
-    """Return the largest of a micro-step's instants."""
-    return max(sum(one.components.values()) for one in instants_of(shape, setup))
+def peak(shape: ModelShape, setup: StepSetup, phase: str) -> int:
+    """Return the largest of the instants of the `forward` or `backward` pass."""
+    instants = [one for one in instants_of(shape, setup) if ("backward" in one.name) == (phase == "backward")]
+    return max(sum(one.components.values()) for one in instants)
+
+
+_NUMBER = re.compile(r"(?<=layers\.)\d+\.")
+_NAMES = {
+    "base_model.model.": "",
+    "base_layer.": "",
+    ".default": "",
+    "model.": "",
+    "transformer.": "",
+    "gpt_neox.": "",
+    "h.": "layers.",
+    "wte": "embed_tokens",
+    "embed_in": "embed_tokens",
+    "embed_out": "lm_head",
+    "ln_f": "norm",
+    "final_layer_norm": "norm",
+    "final_layernorm": "norm",
+}
+"""Parts of real names and what the planner has instead, which leaves a family's outermost names."""
+
+
+def real_weights(family: str, targets: list[str] | None) -> Iterator[tuple[str, int, bool]]:
+    """Yield the real model's weights: names as `plain_name` gives them, sizes, and which are trained."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config_of(family))  # type: ignore[no-untyped-call]
+        if targets is not None:
+            model = get_peft_model(model, LoraConfig(r=8, target_modules=targets))
+    for name, parameter in model.named_parameters():
+        yield plain_name(name), parameter.numel(), parameter.requires_grad
+
+
+def plain_name(name: str) -> str:
+    """Return the planner's name of a weight, without its layer's number."""
+    for before, after in _NAMES.items():
+        name = re.sub(rf"(?<![a-z0-9_]){re.escape(before)}", after, name)
+    return _NUMBER.sub("", name)
 
 
 def saved_per_layer(shape: ModelShape, setup: StepSetup) -> int:
