@@ -17,7 +17,7 @@ from rest_em.recipe import nearest
 
 DEFAULT_TARGETS: Mapping[str, frozenset[str]] = {
     **dict.fromkeys(
-        ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"],
+        ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "stablelm"],
         frozenset({"q_proj", "v_proj"}),
     ),
     "phi": frozenset({"q_proj", "v_proj", "fc1", "fc2"}),

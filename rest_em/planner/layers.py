@@ -109,12 +109,17 @@ class Positions:
 
 
 def rms_norm(model: Pass, name: str, value: Value, width: int) -> Value:
-    """Llama's RMS norm: in fp32, cast back, then weighted. Source: LlamaRMSNorm.forward."""
+    """Llama's RMS norm: in fp32, cast back, then weighted; in OLMo 2 the other way round.
+
+    Source: LlamaRMSNorm.forward, Olmo2RMSNorm.forward.
+    """
     tape, itemsize, rows = model.tape, value.itemsize, value.num_elements // width
     weight = tape.leaf(model.weight(f"{name}.weight", width))
     wide = cast(tape, value, 4)
     variance = mean_of_rows(tape, square(tape, wide), rows)
     wide = multiply(tape, wide, pointwise(tape, shift(tape, variance), saves_output=True))
+    if model.shape.family == "olmo2":
+        return cast(tape, multiply(tape, weight, wide), itemsize)
     return multiply(tape, weight, cast(tape, wide, itemsize))
 
 
@@ -141,12 +146,15 @@ def plain_norm(model: Pass, name: str, value: Value, width: int) -> Value:
     )
 
 
+_WITH_PLAIN_NORMS = frozenset(["phi", "gpt2", "gpt_neox", "starcoder2", "stablelm"])
+
+
 def norm(model: Pass, name: str, value: Value, width: int) -> Value:
     """Return the norm of the model's family."""
     family = model.shape.family
     if family.startswith("gemma"):
         return gemma_norm(model, name, value, width)
-    if family in ("phi", "gpt2", "gpt_neox"):
+    if family in _WITH_PLAIN_NORMS:
         return plain_norm(model, name, value, width)
     return rms_norm(model, name, value, width)
 
@@ -192,28 +200,46 @@ def attend(model: Pass, query: Value, key: Value, value: Value) -> Value:
 
 
 def rotary_attention(model: Pass, name: str, value: Value, positions: Positions) -> Value:
-    """Llama's attention and those like it, with head norms and biases where the family has them."""
-    shape, widths = model.shape, (model.shape.query_width, model.shape.kv_width)
-    is_phi = shape.family == "phi"
-    turn = rotate_in_part if is_phi else rotate
+    """Llama's attention and those like it, with norms and biases where the family has them."""
+    shape, is_phi = model.shape, model.shape.family == "phi"
     names = ("q_layernorm", "k_layernorm") if is_phi else ("q_norm", "k_norm")
-    has_bias = shape.has_attention_bias
-    query = model.project(f"{name}.q_proj", value, widths[0], has_bias=has_bias)
-    if shape.has_qk_norm and shape.family.startswith("qwen3"):
-        query = norm(model, f"{name}.{names[0]}", query, shape.head_dim)
-    key = model.project(f"{name}.k_proj", value, widths[1], has_bias=has_bias)
-    if shape.has_qk_norm and shape.family.startswith("qwen3"):
-        key = norm(model, f"{name}.{names[1]}", key, shape.head_dim)
-    values = model.project(f"{name}.v_proj", value, widths[1], has_bias=has_bias)
-    if shape.has_qk_norm and not shape.family.startswith("qwen3"):
-        query = norm(model, f"{name}.{names[0]}", query, shape.head_dim)
-        key = norm(model, f"{name}.{names[1]}", key, shape.head_dim)
-    turned = turn(model, query, positions)
-    key = turn(model, key, positions)
-    query = turned
+    has_bias, norms_at_once = shape.has_attention_bias, shape.family in ("qwen3", "qwen3_moe", "olmo2")
+    query = model.project(f"{name}.q_proj", value, shape.query_width, has_bias=has_bias)
+    if shape.has_qk_norm and norms_at_once:
+        query = _norm_of_heads(model, f"{name}.{names[0]}", query, shape.query_width)
+    key = model.project(f"{name}.k_proj", value, shape.kv_width, has_bias=has_bias)
+    if shape.has_qk_norm and norms_at_once:
+        key = _norm_of_heads(model, f"{name}.{names[1]}", key, shape.kv_width)
+    values = model.project(f"{name}.v_proj", value, shape.kv_width, has_bias=has_bias)
+    if shape.has_qk_norm and not norms_at_once:
+        query = _norm_of_heads(model, f"{name}.{names[0]}", query, shape.query_width)
+        key = _norm_of_heads(model, f"{name}.{names[1]}", key, shape.kv_width)
+    if shape.is_rotated(_number_of(name)):
+        query, key = _rotate_both(model, query, key, positions)
     out = attend(model, query, key, values)
     output = "dense" if is_phi else "o_proj"
     return model.project(f"{name}.{output}", out, shape.hidden_size, has_bias=shape.has_output_bias)
+
+
+def _norm_of_heads(model: Pass, name: str, value: Value, width: int) -> Value:
+    """Return queries or keys, normalised head by head, or in OLMo 2 all heads together."""
+    return norm(model, name, value, width if model.shape.family == "olmo2" else model.shape.head_dim)
+
+
+def _rotate_both(model: Pass, query: Value, key: Value, positions: Positions) -> tuple[Value, Value]:
+    turn = rotate_in_part if model.shape.family in ("phi", "stablelm") else rotate
+    itemsize = query.itemsize
+    turned, other = turn(model, query, positions), turn(model, key, positions)
+    return cast(model.tape, turned, itemsize), cast(model.tape, other, itemsize)
+
+
+def _number_of(name: str) -> int:
+    """Return a layer's number.
+
+    >>> _number_of("layers.3.mlp")
+    3
+    """
+    return int(name.split(".")[1])
 
 
 def phi3_attention(model: Pass, name: str, value: Value, positions: Positions) -> Value:
@@ -337,11 +363,12 @@ _PLAIN_MLP = {
     "phi": ("fc1", "fc2"),
     "gpt2": ("c_fc", "c_proj"),
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
+    "starcoder2": ("c_fc", "c_proj"),
 }
 
 
 def plain_mlp(model: Pass, name: str, value: Value) -> Value:
-    """Return down(act(up(x))). Source: GPT2MLP, PhiMLP, GPTNeoXMLP."""
+    """Return down(act(up(x))). Source: GPT2MLP, PhiMLP, GPTNeoXMLP, Starcoder2MLP."""
     shape, (up, down) = model.shape, _PLAIN_MLP[model.shape.family]
     hidden = model.project(f"{name}.{up}", value, shape.intermediate_size, has_bias=shape.has_mlp_bias)
     hidden = activate(model.tape, shape.activation, hidden)
@@ -349,22 +376,34 @@ def plain_mlp(model: Pass, name: str, value: Value) -> Value:
 
 
 def llama_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
-    """A pre-norm layer: Llama, Mistral, Qwen, Gemma, Phi-3, and mixtures of experts."""
-    shape, tape, width = model.shape, model.tape, model.shape.hidden_size
+    """A pre-norm layer: Llama, Mistral, Qwen, Gemma, Phi-3, Granite, StarCoder 2, and mixtures of experts."""
+    shape, width = model.shape, model.shape.hidden_size
     residual = value
     value = norm(model, f"{name}.input_layernorm", value, width)
     attention_of = phi3_attention if shape.family == "phi3" else rotary_attention
     value = attention_of(model, f"{name}.self_attn", value, positions)
-    value = add(tape, residual, dropout(tape, value, shape.dropouts[1]))
+    value = _joined(model, residual, value)
     residual = value
     value = norm(model, f"{name}.post_attention_layernorm", value, width)
+    value = _mlp(model, f"{name}.mlp", value)
+    return _joined(model, residual, value)
+
+
+def _mlp(model: Pass, name: str, value: Value) -> Value:
+    shape = model.shape
     if shape.family == "phi3":
-        value = phi3_mlp(model, f"{name}.mlp", value)
-    elif shape.is_sparse(int(name.rpartition(".")[2])):
-        value = sparse_mlp(model, f"{name}.mlp", value)
-    else:
-        value = gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
-    return add(tape, residual, dropout(tape, value, shape.dropouts[1]))
+        return phi3_mlp(model, name, value)
+    if shape.family in _PLAIN_MLP:
+        return plain_mlp(model, name, value)
+    if shape.is_sparse(_number_of(name)):
+        return sparse_mlp(model, name, value)
+    return gated_mlp(model, name, value, shape.intermediate_size)
+
+
+def _joined(model: Pass, residual: Value, value: Value) -> Value:
+    """Return the residual stream with what a block adds, which Granite scales."""
+    value = dropout(model.tape, value, model.shape.dropouts[1])
+    return add(model.tape, residual, scale(model.tape, value) if model.shape.family == "granite" else value)
 
 
 def gemma2_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
@@ -380,6 +419,35 @@ def gemma2_layer(model: Pass, name: str, value: Value, positions: Positions) -> 
     value = gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
     value = norm(model, f"{name}.post_feedforward_layernorm", value, width)
     return add(tape, residual, value)
+
+
+def olmo2_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """A layer with norms after: OLMo 2. Source: Olmo2DecoderLayer.forward."""
+    tape, width = model.tape, model.shape.hidden_size
+    residual = value
+    value = rotary_attention(model, f"{name}.self_attn", value, positions)
+    value = norm(model, f"{name}.post_attention_layernorm", value, width)
+    value = add(tape, residual, value)
+    residual = value
+    value = gated_mlp(model, f"{name}.mlp", value, model.shape.intermediate_size)
+    value = norm(model, f"{name}.post_feedforward_layernorm", value, width)
+    return add(tape, residual, value)
+
+
+def stablelm_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
+    """Source: StableLmDecoderLayer.forward."""
+    shape, tape, width = model.shape, model.tape, model.shape.hidden_size
+    residual = value
+    value = norm(model, f"{name}.input_layernorm", value, width)
+    attended = rotary_attention(model, f"{name}.self_attn", value, positions)
+    if shape.is_parallel:
+        fed = gated_mlp(model, f"{name}.mlp", value, shape.intermediate_size)
+        fed = dropout(tape, fed, shape.dropouts[1])
+        return add(tape, add(tape, residual, attended), fed)
+    residual = add(tape, residual, attended)
+    fed = norm(model, f"{name}.post_attention_layernorm", residual, width)
+    fed = gated_mlp(model, f"{name}.mlp", fed, shape.intermediate_size)
+    return add(tape, residual, dropout(tape, fed, shape.dropouts[1]))
 
 
 def phi_layer(model: Pass, name: str, value: Value, positions: Positions) -> Value:
@@ -424,6 +492,8 @@ def layer_of(shape: ModelShape) -> Layer:
     special: dict[str, Layer] = {
         "gemma2": gemma2_layer,
         "gemma3_text": gemma2_layer,
+        "olmo2": olmo2_layer,
+        "stablelm": stablelm_layer,
         "phi": phi_layer,
         "gpt_neox": gpt_neox_layer,
     }
@@ -444,6 +514,8 @@ def embed_tokens(model: Pass, *, needs_gradient: bool) -> tuple[Value, list[Valu
         value = scale(tape, value)
     if needs_gradient:
         tape.require_gradient(value)
+    if shape.family == "granite":
+        value = scale(tape, value)
     held = [value]
     if shape.family == "gpt2":
         assert shape.max_positions is not None
@@ -454,8 +526,9 @@ def embed_tokens(model: Pass, *, needs_gradient: bool) -> tuple[Value, list[Valu
 
 
 def positions_of(model: Pass, itemsize: int) -> Positions:
-    """Return the cosines and sines of one sequence, in the precision of the first layer's input."""
+    """Return the cosines and sines of one sequence, precise as the first layer's input; OLMo 2's in fp32."""
     size = model.length * model.shape.rotary_dim
+    itemsize = 4 if model.shape.family == "olmo2" else itemsize
     return Positions(model.tape.new(size, itemsize), model.tape.new(size, itemsize))
 
 
@@ -472,6 +545,8 @@ def project_to_logits(model: Pass, value: Value, num_kept: int) -> Value:
         # Rows that lie apart are copied together by the product, or by autocast's cast before it.
         logits = linear(tape, shift(tape, value) if is_apart else value, rows, matrix, bias)
         del value
+        if shape.family == "granite":
+            logits = scale(tape, logits)
         if shape.has_logit_cap:
             logits = scale(tape, logits)
             logits = pointwise(tape, logits, saves_output=True)

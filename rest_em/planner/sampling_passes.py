@@ -43,7 +43,7 @@ def mlp_width(shape: ModelShape) -> int:
     if experts is not None:
         chosen = experts.num_active * (shape.hidden_size + 4 * experts.intermediate_size)
         return around + 3 * experts.num_experts + max(chosen, 3 * experts.shared_intermediate_size)
-    if shape.family in ("gpt2", "gpt_neox", "phi"):
+    if shape.family in ("gpt2", "gpt_neox", "phi", "starcoder2"):
         return around + shape.intermediate_size * (4 if shape.activation == "gelu_new" else 2)
     return around + shape.intermediate_size * (4 if shape.family == "phi3" else 3)
 

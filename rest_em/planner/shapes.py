@@ -63,6 +63,8 @@ class ModelShape:
     experts: Experts | None = None
     rotary_dim: int = 0
     """Part of a head that is rotated; 0 if positions are learned."""
+    unrotated_layers: frozenset[int] = frozenset()
+    """SmolLM3: layers whose attention knows no positions."""
     has_attention_bias: bool = False
     """On the query, key and value projections."""
     has_output_bias: bool = False
@@ -72,7 +74,7 @@ class ModelShape:
     """transformers' name of the MLP's activation."""
     has_qk_norm: bool = False
     is_parallel: bool = False
-    """GPT-NeoX: attention and MLP read the same residual."""
+    """GPT-NeoX, Phi, some of StableLM: attention and MLP read the same residual."""
     has_logit_cap: bool = False
     """Gemma 2: logits pass through a scaled tanh."""
     dropouts: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -94,10 +96,15 @@ class ModelShape:
         """Whether a layer's MLP is a mixture of experts."""
         return self.experts is not None and layer not in self.experts.dense_layers
 
+    def is_rotated(self, layer: int) -> bool:
+        """Whether a layer's queries and keys are rotated to their positions."""
+        return bool(self.rotary_dim) and layer not in self.unrotated_layers
+
     @property
     def has_equal_layers(self) -> bool:
         """Whether all layers are of one kind."""
-        return len({self.is_sparse(layer) for layer in range(self.num_layers)}) == 1
+        kinds = {(self.is_sparse(layer), self.is_rotated(layer)) for layer in range(self.num_layers)}
+        return len(kinds) == 1
 
     def with_layers(self, number: int) -> ModelShape:
         """Return the model with another number of its equal layers."""
@@ -105,7 +112,8 @@ class ModelShape:
         experts = (
             replace(self.experts, dense_layers=frozenset()) if self.experts and self.is_sparse(0) else None
         )
-        return replace(self, num_layers=number, experts=experts)
+        unrotated = frozenset() if self.is_rotated(0) else frozenset(range(number))
+        return replace(self, num_layers=number, experts=experts, unrotated_layers=unrotated)
 
 
 FAMILIES = frozenset(DEFAULTS)
@@ -246,7 +254,9 @@ def _rotary(numbers: _Numbers) -> ModelShape:
     family, hidden, heads = numbers.family, numbers.count("hidden_size"), numbers.count("num_attention_heads")
     layers, is_phi = numbers.count("num_hidden_layers"), family == "phi"
     head_dim = numbers.count("head_dim", hidden // heads)
-    has_bias = numbers.flag("attention_bias")
+    has_bias = is_phi or numbers.flag("attention_bias") or numbers.flag("use_bias")
+    if family == "stablelm":
+        numbers.refuse("qk_layernorm", "a norm for each head; say false")
     return ModelShape(
         family=family,
         num_layers=layers,
@@ -261,25 +271,38 @@ def _rotary(numbers: _Numbers) -> ModelShape:
         windows=_windows(numbers, layers),
         experts=_experts(numbers, layers),
         rotary_dim=int(head_dim * numbers.rotary_share),
-        has_attention_bias=family in ("qwen2", "phi") or numbers.flag("qkv_bias") or has_bias,
-        has_output_bias=is_phi or has_bias,
-        has_mlp_bias=is_phi or numbers.flag("mlp_bias"),
+        unrotated_layers=_unrotated_layers(numbers, layers),
+        has_attention_bias=has_bias
+        or family == "qwen2"
+        or numbers.flag("qkv_bias")
+        or numbers.flag("use_qkv_bias"),
+        has_output_bias=has_bias,
+        has_mlp_bias=is_phi or numbers.flag("mlp_bias") or numbers.flag("use_bias"),
         activation=numbers.activation,
-        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text") or numbers.flag("qk_layernorm"),
-        is_parallel=is_phi,
+        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2") or numbers.flag("qk_layernorm"),
+        is_parallel=is_phi or numbers.flag("use_parallel_residual"),
         has_logit_cap=numbers.value("final_logit_softcapping") is not None,
         dropouts=(
-            numbers.share("embd_pdrop") if is_phi else 0.0,
-            numbers.share("resid_pdrop"),
+            0.0 if family == "phi3" else numbers.share("embd_pdrop", "embedding_dropout"),
+            numbers.share("resid_pdrop", "residual_dropout", "hidden_dropout"),
             numbers.share("attention_dropout"),
         ),
         dtype=numbers.dtype,
     )
 
 
+def _unrotated_layers(numbers: _Numbers, layers: int) -> frozenset[int]:
+    if numbers.family != "smollm3":
+        return frozenset()
+    interval, listed = numbers.count("no_rope_layer_interval"), numbers.value("no_rope_layers")
+    rotated = listed or [(layer + 1) % interval for layer in range(layers)]  # the key lists those *with* it
+    return frozenset(layer for layer in range(layers) if not rotated[layer])
+
+
 def _windows(numbers: _Numbers, layers: int) -> tuple[int | None, ...]:
     family, window = numbers.family, numbers.optional("sliding_window")
-    if window is None or (family.startswith("qwen") and not numbers.flag("use_sliding_window")):
+    has_switch = "use_sliding_window" in DEFAULTS[family]
+    if window is None or (has_switch and not numbers.flag("use_sliding_window")):
         return ()
     kinds = numbers.config.get("layer_types")
     if isinstance(kinds, list) and family not in _WINDOW_EVERYWHERE:
@@ -287,21 +310,23 @@ def _windows(numbers: _Numbers, layers: int) -> tuple[int | None, ...]:
     return tuple(window if _has_window(numbers, layer, layers) else None for layer in range(layers))
 
 
-_WINDOW_EVERYWHERE = frozenset(["mistral", "mixtral", "phi3", "qwen3_moe"])
+_WINDOW_EVERYWHERE = frozenset(["mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2"])
 """Families whose layers all have the window, if there is one."""
 
 
 def _has_window(numbers: _Numbers, layer: int, layers: int) -> bool:
     """Whether a layer has a window where the configuration doesn't list the layers' kinds."""
     family = numbers.family
-    if family in _WINDOW_EVERYWHERE:
-        return True
+    last = numbers.count("max_window_layers", layers)
     if family == "gemma2":
         return layer % 2 == 0
     if family == "gemma3_text":
         return (layer + 1) % (numbers.config.get("sliding_window_pattern") or 6) != 0
-    last = numbers.count("max_window_layers", layers)
-    return layer % 2 == 0 and layer < last if family == "qwen2_moe" else layer >= last
+    if family == "smollm3":
+        return layer in _unrotated_layers(numbers, layers)
+    if family == "qwen2_moe":
+        return layer % 2 == 0 and layer < last
+    return family in _WINDOW_EVERYWHERE or layer >= last
 
 
 def _experts(numbers: _Numbers, layers: int) -> Experts | None:

@@ -26,6 +26,10 @@ _OTHERS: dict[str, dict[str, object]] = {
     "phi": {"num_key_value_heads": 4, "intermediate_size": 1024},
     "phi3": {"pad_token_id": 0},
     "gpt_neox": {"intermediate_size": 1024},
+    "smollm3": {"pad_token_id": 0},
+    "starcoder2": {"intermediate_size": 1024},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "olmo2": {"num_key_value_heads": 4},
     "mixtral": {"intermediate_size": 384, "num_local_experts": 4},
     "qwen2_moe": {
         "moe_intermediate_size": 192,
@@ -41,11 +45,13 @@ _TARGETS = {
     "gpt_neox": ["query_key_value", "dense"],
     "phi": ["q_proj", "v_proj", "fc1", "fc2"],
     "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
+    "starcoder2": ["q_proj", "v_proj", "c_fc", "c_proj"],
     "mixtral": ["q_proj", "o_proj"],
     "qwen3_moe": ["q_proj", "k_proj"],
 }
 FAMILIES = [
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox"
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2", "gpt_neox",
+    "granite", "smollm3", "olmo2", "starcoder2", "stablelm",
 ]  # fmt: skip
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 
