@@ -1,4 +1,4 @@
-"""The ground truth without a GPU: a real model class trained for two steps on tensors that hold no data.
+"""The ground truth without a GPU: a real model class trained for a step on tensors that hold no data.
 
 transformers' own code runs, peft's and the M-step's loss too, on fake CPU tensors; every storage that comes
 and goes is counted to the byte. Imports torch and so takes seconds: `rest_em plan --verify` and the tests ask
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -187,9 +187,9 @@ def verify(model: ModelSection, shape: ModelShape, setup: TrainingSetup) -> list
 
 
 def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, int]] | None = None) -> Meter:
-    """Train a model of this configuration for two optimiser steps and return the meter of the second.
+    """Train a model of this configuration for an optimiser step and return its meter.
 
-    The first step makes the optimiser's state. Peaks are by phase: `forward`, `backward`, `step`.
+    The optimiser's state is there before. Peaks are by phase: `forward`, `backward`, `step`.
     """
     meter = Meter()
     model = _on_meta(config, setup)
@@ -199,12 +199,11 @@ def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, 
             meter.add(parameter)
         for buffer in model.buffers():
             meter.add(buffer)
-        step = _make_step(model, setup, meter)
-        step()
+        optimizer = _optimizer_with_state(model)
         meter.static_bytes = meter.current_bytes
         meter.peaks.clear()
         meter.log = log
-        step()
+        _step(model, setup, meter, optimizer)
         meter.log = None
     return meter
 
@@ -222,8 +221,9 @@ def _as_on_cuda() -> Iterator[None]:
     def masked(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
 
-    def wide(input: torch.Tensor, exponent: Any) -> torch.Tensor:
-        return power(input.float() if torch.is_autocast_enabled("cpu") else input, exponent)
+    def wide(input: Any, exponent: Any) -> torch.Tensor:
+        is_cast = isinstance(input, torch.Tensor) and torch.is_autocast_enabled("cpu")
+        return power(input.float() if is_cast else input, exponent)
 
     def product(rows: torch.Tensor, matrices: torch.Tensor, offs: torch.Tensor) -> Any:
         return _GroupedProduct.apply(rows, matrices)  # type: ignore[no-untyped-call]
@@ -288,22 +288,27 @@ def _fill_with_fakes(model: torch.nn.Module) -> None:
                 module._buffers[name] = fake(buffer)
 
 
-def _make_step(model: PreTrainedModel, setup: StepSetup, meter: Meter) -> Callable[[], None]:
-    """Return an optimiser step as the M-step does it: micro-batches, then AdamW."""
+def _optimizer_with_state(model: PreTrainedModel) -> torch.optim.Optimizer:
+    """Return AdamW after a step on gradients out of nowhere."""
     trainable = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(trainable, foreach=True)
+    for parameter in trainable:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
 
-    def step() -> None:
-        meter.phase = "forward"
-        loss = _loss(model, setup)
-        meter.phase = "backward"
-        loss.backward()  # type: ignore[no-untyped-call]
-        del loss
-        meter.phase = "step"
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    return step
+def _step(model: PreTrainedModel, setup: StepSetup, meter: Meter, optimizer: torch.optim.Optimizer) -> None:
+    """Do an optimiser step of one micro-batch as the M-step does it."""
+    meter.phase = "forward"
+    loss = _loss(model, setup)
+    meter.phase = "backward"
+    loss.backward()  # type: ignore[no-untyped-call]
+    del loss
+    meter.phase = "step"
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _loss(model: PreTrainedModel, setup: StepSetup) -> torch.Tensor:

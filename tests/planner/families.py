@@ -19,6 +19,7 @@ _WIDTHS = {
     "head_dim": 64,
     "vocab_size": 2048,
 }
+_GPT2 = {"n_embd": 256, "n_layer": 5, "n_head": 4, "vocab_size": 2048}
 _OTHERS: dict[str, dict[str, object]] = {
     "gemma": {"num_key_value_heads": 1, "head_dim": 128},
     "gemma2": {"query_pre_attn_scalar": 64},
@@ -57,13 +58,12 @@ MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
 
 
 @functools.cache
-def config_of(family: str) -> PretrainedConfig:
-    """Return the configuration of five small layers."""
+def config_of(family: str, **changes: object) -> PretrainedConfig:
+    """Return the configuration of five small layers, with changes to it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    if family == "gpt2":
-        return CONFIG_MAPPING["gpt2"](n_embd=256, n_layer=5, n_head=4, vocab_size=2048)
-    return CONFIG_MAPPING[family](**{**_WIDTHS, **_OTHERS.get(family, {})})
+    widths = _GPT2 if family == "gpt2" else {**_WIDTHS, **_OTHERS.get(family, {})}
+    return CONFIG_MAPPING[family](**{**widths, **changes})
 
 
 def adapter_for(family: str, itemsize: int) -> Adapter:
