@@ -163,11 +163,14 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
             f"{', '.join(sorted(FAMILIES))}){meant}; {_REMEDY}"
         )
     numbers = _Numbers(config, where)
-    if family == "gpt2":
-        return _gpt2(numbers)
-    if family == "gpt_neox":
-        return _gpt_neox(numbers)
-    return _rotary(numbers)
+    read = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}.get(str(family), _rotary)
+    shape = read(numbers)
+    if shape.num_heads % shape.num_kv_heads:
+        raise PlanError(
+            f"{where}: num_key_value_heads is {shape.num_kv_heads}, which does not divide the "
+            f"{shape.num_heads} heads of num_attention_heads; each group of heads shares one of them"
+        )
+    return shape
 
 
 class _Numbers:

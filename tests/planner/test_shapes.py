@@ -13,7 +13,7 @@ from rest_em.errors import PlanError
 from rest_em.planner.shapes import FAMILIES as KNOWN
 from rest_em.planner.shapes import load_shape, shape_of
 
-WIDTHS = {"hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 4}
+WIDTHS = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 4}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 80}),
     ("llama", {"num_key_value_heads": None, "head_dim": None, "tie_word_embeddings": True}),
@@ -75,6 +75,10 @@ def test_another_family_is_refused_with_the_known_ones() -> None:
         ({"model_type": "llama", "hidden_size": 0}, "hidden_size is 0; a whole number > 0 is wanted"),
         ({"model_type": "llama", "vocab_size": None}, "vocab_size is None; a whole number > 0"),
         ({"model_type": "gpt2", "resid_pdrop": 2}, "resid_pdrop is 2; a number from 0 to 1 is wanted"),
+        (
+            {"model_type": "llama", "num_key_value_heads": 3},
+            "num_key_value_heads is 3, which does not divide the 32 heads",
+        ),
         ({"model_type": "llama", "hidden_act": "mish"}, "hidden_act is 'mish', whose memory .* gelu_new"),
         (
             {"model_type": "mixtral", "output_router_logits": True},
