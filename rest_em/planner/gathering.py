@@ -11,7 +11,9 @@ Source: deepspeed 0.19.8 `partitioned_param_coordinator.py`, `_fetch_sub_module_
 
 from __future__ import annotations
 
+import functools
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +56,18 @@ class _Coordinator:
     num_available: int = 0
     held: int = 0
     peak: int = 0
+    uses: dict[int, list[int]] = field(init=False)
+    """Steps in which each weight is used, ascending."""
+    passed: list[int] = field(init=False)
+    """Elements of the weights before each step."""
+
+    def __post_init__(self) -> None:
+        self.uses = {}
+        self.passed = [0]
+        for step, index in enumerate(self.order):
+            if index is not None:
+                self.uses.setdefault(index, []).append(step)
+            self.passed.append(self.passed[-1] + (0 if index is None else self.weights[index].num_elements))
 
     def is_persistent(self, index: int) -> bool:
         return self.weights[index].num_elements <= self.setup.zero.param_persistence_threshold
@@ -134,18 +148,30 @@ class _Coordinator:
     def _is_released(self, index: int, step: int) -> bool:
         if self.is_persistent(index) or self.last_fetch.get(index, -1) > step:
             return False
-        passed = 0
-        for other in self.order[step:]:
-            if passed >= self.setup.zero.max_reuse_distance:
-                break
-            if other == index:
-                return False
-            passed += 0 if other is None else self.weights[other].num_elements
-        return True
+        later = self.uses[index]
+        place = bisect_left(later, step)
+        if place == len(later):
+            return True
+        return self.passed[later[place]] - self.passed[step] >= self.setup.zero.max_reuse_distance
 
 
 def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     """Return what a rank has gathered through a micro-step, under ZeRO-3."""
+    return _gathered(
+        inventory,
+        StateSetup(
+            strategy="zero3",
+            num_ranks=setup.num_ranks,
+            precision=setup.precision,
+            offload_param=setup.offload_param,
+            zero=setup.zero,
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _gathered(inventory: Weights, setup: StateSetup) -> Gathered:
+    """Return the same of a setup that says no more than matters, so that others with the like share it."""
     weights, modules = inventory.expanded(), inventory.modules()
     tied = [i for i, one in enumerate(weights) if one.num_uses > 1]
     if tied:
