@@ -155,23 +155,9 @@ class _Coordinator:
         return self.passed[later[place]] - self.passed[step] >= self.setup.zero.max_reuse_distance
 
 
+@functools.lru_cache(maxsize=512)
 def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     """Return what a rank has gathered through a micro-step, under ZeRO-3."""
-    return _gathered(
-        inventory,
-        StateSetup(
-            strategy="zero3",
-            num_ranks=setup.num_ranks,
-            precision=setup.precision,
-            offload_param=setup.offload_param,
-            zero=setup.zero,
-        ),
-    )
-
-
-@functools.lru_cache(maxsize=512)
-def _gathered(inventory: Weights, setup: StateSetup) -> Gathered:
-    """Return the same of a setup that says no more than matters, so that others with the like share it."""
     weights, modules = inventory.expanded(), inventory.modules()
     tied = [i for i, one in enumerate(weights) if one.num_uses > 1]
     if tied:

@@ -7,8 +7,10 @@ and that on a GPU a storage that another stream has read is freed late.
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,10 +76,12 @@ class Partitions:
 
     def num_owned(self, rank: int) -> int:
         """Return the elements of the weights of which a rank owns any part, whole weights."""
-        return sum(
-            size
-            for size, pieces in zip(self.num_elements, self.pieces, strict=True)
-            if any(piece.rank == rank for piece in pieces)
+        return sum(self.num_elements[index] for index in self.owned(rank))
+
+    def owned(self, rank: int) -> frozenset[int]:
+        """Return the weights of which a rank owns any part."""
+        return frozenset(
+            index for index, pieces in enumerate(self.pieces) if pieces[0].rank <= rank <= pieces[-1].rank
         )
 
     def owned_pieces(self, rank: int, group: int) -> tuple[int, ...]:
@@ -105,8 +109,10 @@ def trainable_groups(weights: Sequence[Weight]) -> tuple[tuple[int, ...], ...]:
     return tuple(group for group in both if group)
 
 
-def partitions(weights: Sequence[Weight], num_ranks: int) -> Partitions:
+@functools.lru_cache(maxsize=256)
+def partitions(inventory: Weights, num_ranks: int) -> Partitions:
     """Return who owns what of the trained weights."""
+    weights = inventory.expanded()
     pieces: dict[int, tuple[Piece, ...]] = {}
     groups: dict[int, int] = {}
     sizes = []
@@ -132,6 +138,7 @@ def partitions(weights: Sequence[Weight], num_ranks: int) -> Partitions:
     )
 
 
+@functools.lru_cache(maxsize=512)
 def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) -> Progress:
     """Return the gradients' bytes without DeepSpeed: fp32, kept from micro-step to micro-step.
 
@@ -154,6 +161,7 @@ def plain_gradients(inventory: Weights, setup: StateSetup, *, is_later: bool) ->
     return Progress(tuple(moments), tuple(peaks))
 
 
+@functools.lru_cache(maxsize=512)
 def autocast_casts(inventory: Weights, setup: StateSetup) -> Progress:
     """Return the bytes of autocast's bf16 copies of trained weights through a backward.
 
@@ -164,14 +172,18 @@ def autocast_casts(inventory: Weights, setup: StateSetup) -> Progress:
     sizes = {
         i: 2 * one.num_elements for i, one in enumerate(weights) if one.is_trainable and one.is_in_matmul
     }
+    if setup.precision != "autocast":
+        sizes = {}
     passed, moments, peaks = 0, [], []
-    left = set(sizes) if setup.precision == "autocast" else set()
+    left: Counter[tuple[int, str] | None] = Counter()
+    for index, size in sizes.items():
+        left[layers[index] if setup.is_checkpointed else None] += size
     for index in reversed(inventory.execution_order()):
         passed += weights[index].num_elements
-        left.discard(index)
-        alive = (i for i in left if not setup.is_checkpointed or layers[i] == layers[index])
+        place = layers[index] if setup.is_checkpointed else None
+        left[place] -= sizes.get(index, 0)
         moments.append(passed)
-        peaks.append(sum(sizes[i] for i in alive))
+        peaks.append(left[place])
     return Progress(tuple(moments), tuple(peaks))
 
 
@@ -195,6 +207,7 @@ class _Bucket:
         self._size = setup.zero.reduce_bucket_size
         self._element_bytes = setup.weight_element_bytes
         self._is_contiguous = setup.zero.contiguous_gradients or setup.offload_optimizer != "none"
+        self._owned = layout.owned(rank)
         self._waiting: list[int] = []
         self._num_waiting = 0
         self._own_storage: set[int] = set()
@@ -231,7 +244,7 @@ class _Bucket:
         """Reduce what is in the bucket, and keep what this rank owns."""
         self._see(self._copied_bytes())
         for index in self._waiting:
-            is_owned = any(piece.rank == self._rank for piece in self._layout.pieces[index])
+            is_owned = index in self._owned
             if is_owned and self._is_contiguous:
                 self._keep(index)
             elif not is_owned and self._setup.strategy == "zero2":
@@ -286,10 +299,10 @@ class _Bucket:
         return peak
 
 
+@functools.lru_cache(maxsize=512)
 def sharded_gradients(
     inventory: Weights,
     setup: StateSetup,
-    layout: Partitions,
     rank: int,
     *,
     is_later: bool,
@@ -304,7 +317,7 @@ def sharded_gradients(
         is_later: whether a micro-step of the same step came before.
         is_last: whether the step follows.
     """
-    element_bytes = setup.weight_element_bytes
+    element_bytes, layout = setup.weight_element_bytes, partitions(inventory, setup.num_ranks)
     weights = inventory.expanded()
     numbers = {i: number for number, i in enumerate(i for i, one in enumerate(weights) if one.is_trainable)}
     total = element_bytes * sum(layout.num_elements)
@@ -355,6 +368,7 @@ def partitioned_element_bytes(inventory: Weights, setup: StateSetup) -> int:
     return 4 if inventory.num_frozen else setup.weight_element_bytes
 
 
+@functools.lru_cache(maxsize=512)
 def partitioned_gradients(inventory: Weights, setup: StateSetup) -> Progress:
     """Return the gradients' bytes under ZeRO-3, without the bucket and the partitions, which are permanent.
 

@@ -10,6 +10,7 @@ host; ZeRO-3's offload, NVMe, 8-bit and paged optimisers, nf4 and NCCL are read 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from rest_em.planner.reduction import (
     trainable_groups,
 )
 from rest_em.planner.strategies import StateSetup
-from rest_em.planner.weights import Weight, Weights
+from rest_em.planner.weights import Weights
 
 NCCL_BYTES = 600 * 2**20
 """NCCL's own buffers on a device, which torch does not allocate; inferred (0.3 to 1 GiB), not measured."""
@@ -192,9 +193,9 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
         checkpoint=_checkpoint(weights, setup),
         swap={},
         gathering=_NOT_GATHERED,
-        first_gradients=plain_gradients(weights, setup, is_later=False),
-        last_gradients=plain_gradients(weights, setup, is_later=setup.accumulation > 1),
-        casts=autocast_casts(weights, setup),
+        first_gradients=plain_gradients(weights, setup.passes, is_later=False),
+        last_gradients=plain_gradients(weights, setup.passes, is_later=setup.accumulation > 1),
+        casts=autocast_casts(weights, setup.passes),
     )
 
 
@@ -204,8 +205,7 @@ def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: 
     Source: deepspeed 0.19.8 `stage_1_and_2.py`, `DeepSpeedZeroOptimizer.__init__`, `setup_buckets` and
     `step`.
     """
-    every = weights.expanded()
-    layout = partitions(every, setup.num_ranks)
+    layout = partitions(weights, setup.num_ranks)
     rank = layout.heaviest_rank(setup.num_ranks) if rank is None else rank
     element_bytes = setup.weight_element_bytes
     share = sum(layout.sizes)
@@ -219,10 +219,10 @@ def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: 
         "offload buffer": element_bytes * weights.largest_trainable if is_offloaded else 0,
     }
     is_several = setup.accumulation > 1
-    first, left = sharded_gradients(weights, setup, layout, rank, is_later=False, is_last=not is_several)
+    first, left = sharded_gradients(weights, setup.passes, rank, is_later=False, is_last=not is_several)
     last, after = first, left
     if is_several:
-        last, after = sharded_gradients(weights, setup, layout, rank, is_later=True, is_last=True)
+        last, after = sharded_gradients(weights, setup.passes, rank, is_later=True, is_last=True)
     # setup_buckets: ZeRO-1's stay from the first micro-step to the reduction after the last.
     is_contiguous = setup.zero.contiguous_gradients or is_offloaded
     bucket = element_bytes * setup.zero.reduce_bucket_size * setup.num_buckets if is_contiguous else 0
@@ -351,11 +351,10 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
     parts are there from the start. Source: deepspeed 0.19.8 `stage3.py`, `_setup_for_real_optimizer`, `step`;
     `parameter_offload.py`, `mark_persistent_parameters`.
     """
-    every = weights.expanded()
     share = weights.num_padded(setup.num_ranks, is_trainable=True)
     frozen_share = weights.num_padded(setup.num_ranks, is_trainable=False)
     element_bytes, trained_bytes = setup.weight_element_bytes, partitioned_element_bytes(weights, setup)
-    sub_groups = _sub_groups(every, setup)
+    sub_groups = _sub_groups(weights, setup.num_ranks, setup.zero.sub_group_size)
     is_offloaded = setup.offload_optimizer != "none"
     states = sum(kind.state_bytes(sum(group)) for group in sub_groups)
     bucket = element_bytes * setup.zero.reduce_bucket_size if setup.zero.contiguous_gradients else 0
@@ -369,7 +368,7 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         "gradients": 0 if is_offloaded else element_bytes * share,
         "reduction bucket": bucket,
     }
-    gradients = partitioned_gradients(weights, setup)
+    gradients = partitioned_gradients(weights, setup.passes)
     host = _partitioned_host(setup, kind, share, frozen_share, sub_groups)
     return ModelStates(
         forward=forward,
@@ -386,7 +385,7 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         host_saving=_saving(weights, setup),
         checkpoint=_checkpoint(weights, setup),
         swap=_swap(setup, kind, share, frozen_share),
-        gathering=gathered(weights, setup),
+        gathering=gathered(weights, setup.passes),
         first_gradients=gradients,
         last_gradients=gradients,
         casts=Progress((), ()),
@@ -406,19 +405,23 @@ def _persistent_bytes(weights: Weights, setup: StateSetup) -> int:
     )
 
 
-def _sub_groups(every: Sequence[Weight], setup: StateSetup) -> tuple[tuple[int, ...], ...]:
+@functools.lru_cache(maxsize=256)
+def _sub_groups(weights: Weights, num_ranks: int, limit: int) -> tuple[tuple[int, ...], ...]:
     """Return the parts' elements in each of the sub-groups that ZeRO-3 steps one after another.
 
     Source: deepspeed 0.19.8 `stage3.py`, `_create_fp16_sub_groups`.
     """
+    every = weights.expanded()
     sub_groups: list[tuple[int, ...]] = []
     for group in trainable_groups(every):
         current: list[int] = []
+        held = 0
         for index in group:
-            current.append(math.ceil(every[index].num_elements / setup.num_ranks))
-            if sum(current) >= setup.zero.sub_group_size:
+            current.append(math.ceil(every[index].num_elements / num_ranks))
+            held += current[-1]
+            if held >= limit:
                 sub_groups.append(tuple(current))
-                current = []
+                current, held = [], 0
         if current:
             sub_groups.append(tuple(current))
     return tuple(sub_groups)

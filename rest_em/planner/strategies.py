@@ -123,6 +123,19 @@ class StateSetup:
         return self.strategy.startswith("zero")
 
     @property
+    def passes(self) -> StateSetup:
+        """What gradients and gathering depend on alone: setups that differ elsewhere share these."""
+        return StateSetup(
+            strategy=self.strategy,
+            num_ranks=self.num_ranks,
+            precision=self.precision,
+            is_checkpointed=self.is_checkpointed and self.precision == "autocast",
+            offload_optimizer=self.offload_optimizer,
+            offload_param=self.offload_param,
+            zero=self.zero,
+        )
+
+    @property
     def weight_element_bytes(self) -> int:
         """Of a weight that is trained, as the forward reads it, and of its gradient."""
         return 2 if self.precision == "bf16" else 4

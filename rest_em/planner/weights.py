@@ -5,9 +5,10 @@ What a family's weights are is left to `families`; what they cost in memory to `
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -36,7 +37,7 @@ class Weight:
 
         Source: transformers 5.23, `Trainer.get_decay_parameter_names`; `ln_` stands for GPT-2's nn.LayerNorm.
         """
-        return not _UNDECAYED.search(self.name)
+        return _is_decayed(self.name)
 
     @property
     def is_embedding(self) -> bool:
@@ -57,6 +58,11 @@ class Weight:
     def is_quantisable(self) -> bool:
         """Whether bitsandbytes holds it in nf4: a linear layer of the body, not the output projection."""
         return self.is_decayed and not self.is_embedding and not _OUTPUT.search(self.name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_decayed(name: str) -> bool:
+    return not _UNDECAYED.search(name)
 
 
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)|(?:^|\.)ln_")
@@ -152,7 +158,7 @@ class Weights:
 
     def expanded(self) -> tuple[Weight, ...]:
         """Return every weight by itself, layer after layer, as the optimiser has them."""
-        return tuple(weight for weight, _ in self._with_layers())
+        return tuple(weight for weight, _ in _with_layers(self.items))
 
     def execution_order(self) -> tuple[int, ...]:
         """Return the indexes into `expanded` in the order that a forward reads the weights.
@@ -163,29 +169,43 @@ class Weights:
         >>> Weights.of([(name, 1, True) for name in names]).execution_order()
         (1, 0)
         """
-        return tuple(index for module in self.modules() for index in module)
+        return _execution_order(self)
 
     def modules(self) -> tuple[tuple[int, ...], ...]:
         """Return the same indexes by the module that they are in: a norm, an attention, an MLP."""
-        modules: list[tuple[int, ...]] = []
-        for _, layer in groupby(enumerate(self._with_layers()), key=lambda one: one[1][1]):
-            placed = sorted((_position(weight.name), index) for index, (weight, _) in layer)
-            for _, module in groupby(placed, key=lambda one: one[0]):
-                modules.append(tuple(index for _, index in module))
-        return tuple(modules)
+        return _modules(self)
 
     def layers(self) -> tuple[tuple[int, str], ...]:
         """Return for each weight of `expanded` what it shares with the other weights of its layer only."""
-        return tuple(layer for _, layer in self._with_layers())
+        return tuple(layer for _, layer in _with_layers(self.items))
 
-    def _with_layers(self) -> Iterator[tuple[Weight, tuple[int, str]]]:
-        """Yield every weight and what tells its layer from the next."""
-        for block, (count, items) in enumerate(groupby(self.items, key=lambda one: one.count)):
-            layer = tuple(replace(one, count=1) for one in items)
-            for repetition in range(count):
-                for weight in layer:
-                    number = _NUMBER.search(weight.name) if count == 1 else None
-                    yield weight, (block, number[1] if number else f"-{repetition}")
+
+@functools.lru_cache(maxsize=64)
+def _with_layers(items: tuple[Weight, ...]) -> tuple[tuple[Weight, tuple[int, str]], ...]:
+    """Return every weight and what tells its layer from the next."""
+    found = []
+    for block, (count, neighbours) in enumerate(groupby(items, key=lambda one: one.count)):
+        layer = tuple(replace(one, count=1) for one in neighbours)
+        for repetition in range(count):
+            for weight in layer:
+                number = _NUMBER.search(weight.name) if count == 1 else None
+                found.append((weight, (block, number[1] if number else f"-{repetition}")))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _modules(weights: Weights) -> tuple[tuple[int, ...], ...]:
+    modules: list[tuple[int, ...]] = []
+    for _, layer in groupby(enumerate(_with_layers(weights.items)), key=lambda one: one[1][1]):
+        placed = sorted((_position(weight.name), index) for index, (weight, _) in layer)
+        for _, module in groupby(placed, key=lambda one: one[0]):
+            modules.append(tuple(index for _, index in module))
+    return tuple(modules)
+
+
+@functools.lru_cache(maxsize=64)
+def _execution_order(weights: Weights) -> tuple[int, ...]:
+    return tuple(index for module in _modules(weights) for index in module)
 
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
@@ -198,6 +218,7 @@ _POSITIONS = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def _position(name: str) -> int:
     """Return where in a layer a weight is read; last, if it is none of those that are told apart."""
     return next((i for i, part in enumerate(_POSITIONS) if part.search(name)), len(_POSITIONS))
