@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rest_em.errors import PlanError
@@ -19,6 +19,7 @@ from rest_em.planner.shapes import ModelShape
 from rest_em.planner.textbook import largest_tensor_parallel
 from rest_em.planner.training import (
     LIBRARY_BYTES,
+    PYTHON_BYTES,
     SLACK,
     TrainingMemory,
     TrainingSetup,
@@ -28,9 +29,6 @@ from rest_em.planner.training import (
 )
 from rest_em.planner.workload import Workload
 
-PYTHON_BYTES = 450 * 2**20
-"""Resident memory of a stage's process before a model is loaded: Python, torch and transformers. Measured:
-414 to 440 MiB."""
 RECOVERY_SECONDS = 600.0
 """From a failure until the same command goes on."""
 
@@ -81,6 +79,7 @@ class TrainingPlan:
     time: TrainingTime | None
     """None where the problems are not counted."""
     num_examples: float | None
+    num_epochs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +106,11 @@ class Plan:
         """Of all iterations: E-steps, M-steps and evaluation."""
         if self.sampling.speed is None or self.training.time is None:
             return None
-        sampling = self.sampling.speed.total_seconds * (1 + self.evaluation_share)
-        return self.num_iterations * (sampling + self.training.time.seconds)
+        return self.run_seconds(self.sampling.speed.total_seconds, self.training.time.seconds)
+
+    def run_seconds(self, sampling_seconds: float, training_seconds: float) -> float:
+        """Return the seconds of all iterations, of those of an E-step and an M-step."""
+        return self.num_iterations * (sampling_seconds * (1 + self.evaluation_share) + training_seconds)
 
     def dollars(self, seconds: float | None) -> float | None:
         """Return what so many seconds of the whole cluster cost; None without a price."""
@@ -142,20 +144,7 @@ def plan_sampling(
     """Return the plan of an E-step."""
     is_cpu = cluster.gpu.name == "cpu"
     memory = sampling_memory(shape, setup)
-    peak = memory.peak.total_bytes
-    outside = {
-        "allocator slack": 0 if is_cpu else int(SLACK[False] * peak),
-        "context": PYTHON_BYTES if is_cpu else cluster.gpu.context_bytes,
-        "libraries": 0 if is_cpu else LIBRARY_BYTES,
-    }
-    speed = None
-    if workload.num_train is not None:
-        gpu = cluster.gpu
-        flops = gpu.peak_flops if setup.dtype_bytes == 2 else gpu.fp32_flops or gpu.peak_flops / 2
-        rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=cluster.slowest_link)
-        speed = estimate_speed(
-            shape, setup, rates, num_problems=workload.num_train, num_devices=cluster.num_devices
-        )
+    outside = outside_sampling(cluster, memory.peak.total_bytes)
     return SamplingPlan(
         setup=setup,
         memory=memory,
@@ -168,8 +157,33 @@ def plan_sampling(
             outside_bytes=outside["context"] + outside["libraries"],
             reserve=0.0 if is_cpu else SLACK[False] / (1 + SLACK[False]),
         ),
-        speed=speed,
+        speed=sampling_speed(shape, setup, cluster, workload),
         num_solutions=None if workload.num_train is None else workload.num_train * setup.num_samples,
+    )
+
+
+def outside_sampling(cluster: Cluster, peak_bytes: int) -> dict[str, int]:
+    """Return what a device holds beyond what the framework allocates, in an E-step."""
+    if cluster.gpu.name == "cpu":
+        return {"allocator slack": 0, "context": PYTHON_BYTES, "libraries": 0}
+    return {
+        "allocator slack": int(SLACK[False] * peak_bytes),
+        "context": cluster.gpu.context_bytes,
+        "libraries": LIBRARY_BYTES,
+    }
+
+
+def sampling_speed(
+    shape: ModelShape, setup: SamplingSetup, cluster: Cluster, workload: Workload
+) -> SamplingSpeed | None:
+    """Return how fast an E-step goes; None where the problems are not counted."""
+    if workload.num_train is None:
+        return None
+    gpu = cluster.gpu
+    flops = gpu.peak_flops if setup.dtype_bytes == 2 else gpu.fp32_flops or gpu.peak_flops / 2
+    rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=cluster.slowest_link)
+    return estimate_speed(
+        shape, setup, rates, num_problems=workload.num_train, num_devices=cluster.num_devices
     )
 
 
@@ -183,12 +197,10 @@ def plan_training(
 ) -> TrainingPlan:
     """Return the plan of an M-step."""
     memory = training_memory(shape, setup, cluster, num_epochs=num_epochs)
-    if cluster.gpu.name == "cpu":
-        memory = replace(memory, outside={**memory.outside, "context": PYTHON_BYTES})
     time = None
     if num_examples is not None:
         time = training_time(shape, setup, cluster, num_examples=num_examples, num_epochs=num_epochs)
-    return TrainingPlan(setup, memory, time, num_examples)
+    return TrainingPlan(setup, memory, time, num_examples, num_epochs)
 
 
 def weight_bytes(shape: ModelShape, dtype_bytes: int) -> tuple[int, int]:

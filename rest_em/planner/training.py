@@ -7,7 +7,7 @@ the peak is the largest sum, never a sum of maxima.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +19,7 @@ from rest_em.planner.shapes import ModelShape
 from rest_em.planner.states import ModelStates, model_states
 from rest_em.planner.strategies import Offload, StateSetup, Strategy, ZeroSettings
 from rest_em.planner.timing import Seconds, TrainingWork, training_seconds
+from rest_em.planner.weights import Weights
 
 Method = Literal["full", "lora", "qlora"]
 
@@ -26,6 +27,9 @@ SLACK = {False: 0.073, True: 0.119}
 """What the caching allocator reserves beyond what is allocated, without and with checkpointing: medians of
 replays of its algorithm; the worst were 0.22 and 0.31. `expandable_segments` needs less."""
 DEFAULT_ZERO = ZeroSettings()
+PYTHON_BYTES = 450 * 2**20
+"""Resident memory of a stage's process before a model is loaded: Python, torch and transformers. Measured:
+414 to 440 MiB."""
 LIBRARY_BYTES = 32 * 2**20
 """cuBLAS's workspace. Source: torch 2.13, CUDABlas.cpp (8 to 32 MiB a handle)."""
 
@@ -102,12 +106,22 @@ class InstantBytes:
     """What one device holds at one instant."""
 
     name: str
-    components: Mapping[str, int]
+    parts: tuple[Mapping[str, int], ...]
+    """Bytes by component; a component may be in several of them."""
+
+    @property
+    def components(self) -> Mapping[str, int]:
+        """Bytes by what they are for."""
+        found: dict[str, int] = {}
+        for part in self.parts:
+            for name, size in part.items():
+                found[name] = found.get(name, 0) + size
+        return found
 
     @property
     def total_bytes(self) -> int:
         """Of all components: what the framework has allocated."""
-        return sum(self.components.values())
+        return sum([sum(part.values()) for part in self.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,35 +166,15 @@ def training_memory(
     its engine on two CPU ranks; what lies outside the framework is reported or inferred.
     """
     weights = weights_of(shape, setup.adapter)
-    states = model_states(weights, _state_setup(setup, cluster, num_trainable=weights.num_trainable))
-    embedding = weights.items[0].num_elements
-    is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
-    moments = [
-        _with_states(one, states, setup, embedding, is_accumulating=is_accumulating)
-        for one in instants_of(shape, setup.step)
-    ]
-    if setup.method == "qlora":
-        dequantised = {"dequantised weight": 2 * weights.largest_quantised}
-        moments = [InstantBytes(one.name, {**one.components, **dequantised}) for one in moments]
-    instants = (
-        InstantBytes("loading", states.loading),
-        *moments,
-        InstantBytes("optimiser step", states.step),
-    )
+    states = model_states(weights, state_setup(setup, cluster, weights))
+    instants = instants_with(states, instants_of(shape, setup.step), weights, setup, cluster.num_devices)
     peak_bytes = max(one.total_bytes for one in instants)
     host = max(
         (states.host_loading, _sum(states.host, states.host_saving)), key=lambda one: sum(one.values())
     )
     return TrainingMemory(
         instants=instants,
-        outside={
-            "allocator slack": 0
-            if cluster.gpu.name == "cpu"
-            else int(SLACK[setup.is_checkpointed] * peak_bytes),
-            "context": cluster.gpu.context_bytes,
-            "communication": sum(states.communication.values()) if cluster.gpu.name != "cpu" else 0,
-            "libraries": LIBRARY_BYTES if cluster.gpu.name != "cpu" else 0,
-        },
+        outside=outside_of(states, setup, cluster, peak_bytes),
         usable_bytes=cluster.gpu.usable_bytes,
         host_peak_bytes=sum(host.values()),
         host=host,
@@ -190,10 +184,43 @@ def training_memory(
     )
 
 
-def _state_setup(setup: TrainingSetup, cluster: Cluster, *, num_trainable: int) -> StateSetup:
+def instants_with(
+    states: ModelStates,
+    moments: Sequence[Instant],
+    weights: Weights,
+    setup: TrainingSetup,
+    num_devices: int,
+) -> tuple[InstantBytes, ...]:
+    """Return all instants of an M-step: loading, those of a micro-step with what is held, and the step."""
+    embedding = weights.items[0].num_elements
+    is_accumulating = setup.num_micro_steps(num_devices) > 1
+    found = [_with_states(one, states, setup, embedding, is_accumulating=is_accumulating) for one in moments]
+    if setup.method == "qlora":
+        whole = {"dequantised weight": 2 * weights.largest_quantised}
+        found = [InstantBytes(one.name, (*one.parts, whole)) for one in found]
+    loading, step = InstantBytes("loading", (states.loading,)), InstantBytes("optimiser step", (states.step,))
+    return (loading, *found, step)
+
+
+def outside_of(
+    states: ModelStates, setup: TrainingSetup, cluster: Cluster, peak_bytes: int
+) -> dict[str, int]:
+    """Return what a device holds beyond what the framework allocates."""
+    if cluster.gpu.name == "cpu":
+        return {"allocator slack": 0, "context": PYTHON_BYTES, "communication": 0, "libraries": 0}
+    return {
+        "allocator slack": int(SLACK[setup.is_checkpointed] * peak_bytes),
+        "context": cluster.gpu.context_bytes,
+        "communication": sum(states.communication.values()),
+        "libraries": LIBRARY_BYTES,
+    }
+
+
+def state_setup(setup: TrainingSetup, cluster: Cluster, weights: Weights) -> StateSetup:
+    """Return what the model's states depend on."""
     zero = setup.zero
     if cluster.gpu.name == "cpu":  # of a bucket that is never full, the host gives only what is written to
-        zero = replace(zero, reduce_bucket_size=min(zero.reduce_bucket_size, num_trainable))
+        zero = replace(zero, reduce_bucket_size=min(zero.reduce_bucket_size, weights.num_trainable))
     return StateSetup(
         strategy=setup.strategy,
         num_ranks=cluster.num_devices,
@@ -223,30 +250,19 @@ def _with_states(
     """
     parts = {name: size for name, size in instant.components.items() if name != "gradients"}
     if "backward" not in instant.name:
-        gathered = {"gathered weights": states.gathering.forward.peak}
-        return InstantBytes(
-            instant.name, _sum(_sum(states.forward, states.accumulated), {**parts, **gathered})
-        )
-    held = _sum(states.forward, states.backward_buffers)
+        parts["gathered weights"] = states.gathering.forward.peak
+        return InstantBytes(instant.name, (states.forward, states.accumulated, parts))
     if setup.strategy in ("single", "ddp"):
         gradients = sum(states.accumulated.values()) if is_accumulating else instant.components["gradients"]
-        return InstantBytes(instant.name, _sum(held, {**parts, "gradients": gradients}))
+        parts["gradients"] = gradients
+        return InstantBytes(instant.name, (states.forward, states.backward_buffers, parts))
     if instant.name == "embedding backward" and setup.adapter is None:  # `states` counts that gradient, too
         parts["activations"] = max(
             0, parts["activations"] - embedding * (2 if setup.precision == "bf16" else 4)
         )
-    passed = instant.num_passed
-    return InstantBytes(
-        instant.name,
-        _sum(
-            held,
-            {
-                **parts,
-                "gradients": states.gradient_bytes(passed, is_later=is_accumulating),
-                "gathered weights": states.gathered_bytes(passed),
-            },
-        ),
-    )
+    parts["gradients"] = states.gradient_bytes(instant.num_passed, is_later=is_accumulating)
+    parts["gathered weights"] = states.gathered_bytes(instant.num_passed)
+    return InstantBytes(instant.name, (states.forward, states.backward_buffers, parts))
 
 
 @dataclass(frozen=True, slots=True)
