@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rest_em.errors import PlanError
@@ -179,9 +179,9 @@ def sampling_speed(
     """Return how fast an E-step goes; None where the problems are not counted."""
     if workload.num_train is None:
         return None
-    gpu = cluster.gpu
+    gpu, node = cluster.gpu, replace(cluster, num_nodes=1)  # devices that share a model are on one node
     flops = gpu.peak_flops if setup.dtype_bytes == 2 else gpu.fp32_flops or gpu.peak_flops / 2
-    rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=cluster.slowest_link)
+    rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=node.slowest_link)
     return estimate_speed(
         shape, setup, rates, num_problems=workload.num_train, num_devices=cluster.num_devices
     )

@@ -11,6 +11,7 @@ Source: `benchmarks/sampling_memory.py`, which holds the figures against the sto
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -79,6 +80,7 @@ def kv_bytes_per_token(shape: ModelShape, dtype_bytes: int) -> int:
     return 2 * shape.num_layers * shape.kv_width * dtype_bytes
 
 
+@functools.lru_cache(maxsize=4096)
 def grown_capacity(first: int, longest: int) -> tuple[int, int]:
     """Return the last capacity of the rows' buffers and the one before (0 if there was none).
 

@@ -5,6 +5,7 @@ Played out, not estimated; no random numbers. What a step costs is `sampling_spe
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Iterator, Sequence
@@ -30,24 +31,25 @@ class Segment:
     """Most solution tokens that a row has had up to the segment's end."""
 
 
-def solution_lengths(mean: float, cap: int, number: int) -> list[int]:
+@functools.lru_cache(maxsize=256)
+def solution_lengths(mean: float, cap: int, number: int) -> tuple[int, ...]:
     """Return so many lengths as an exponential distribution cut off at the cap has, well mixed, none random.
 
     Its quantiles, in the order of the multiples of the golden ratio, so that any stretch of them is spread
     alike. Real lengths vary less than these where most solutions end by themselves: waits come out too long.
 
     >>> solution_lengths(10, 10, 2), round(sum(solution_lengths(100, 512, 1000)) / 1000)
-    ([10, 10], 100)
+    ((10, 10), 100)
     """
     if mean >= cap:
-        return [cap] * number
+        return (cap,) * number
     scale = _scale(mean, cap)
     order = sorted(range(number), key=lambda place: (place + 1) * _GOLDEN % 1)
     lengths = [0] * number
     for rank, place in enumerate(order):
         quantile = -scale * math.log1p(-(rank + 0.5) / number)
         lengths[place] = max(1, min(cap, round(quantile)))
-    return lengths
+    return tuple(lengths)
 
 
 def _scale(mean: float, cap: int) -> float:
@@ -72,22 +74,31 @@ def schedule(lengths: Sequence[int], max_rows: int) -> Iterator[Segment]:
     """
     waiting = iter(lengths)
     rows: list[tuple[int, int]] = []
-    now = longest = 0
+    begun: list[int] = []
+    """When each solution began, ascending; -1 once it has ended."""
+    now = longest = oldest = sum_begun = 0
 
     def start() -> None:
+        nonlocal sum_begun
         while len(rows) < max_rows and (length := next(waiting, None)) is not None:
             if length > 1:
-                heapq.heappush(rows, (now + length - 1, now))
+                heapq.heappush(rows, (now + length - 1, len(begun)))
+                begun.append(now)
+                sum_begun += now
 
     start()
     while rows:
         end = rows[0][0]
-        longest = max(longest, *(end - begun for _, begun in rows))
-        mean = sum((now + end) / 2 - begun for _, begun in rows) / len(rows)
+        while begun[oldest] < 0:
+            oldest += 1
+        longest = max(longest, end - begun[oldest])
+        mean = (now + end) / 2 - sum_begun / len(rows)
         yield Segment(end - now, len(rows), len(rows), 1 + mean, 1 + longest)
         now = end
         while rows and rows[0][0] == now:
-            heapq.heappop(rows)
+            _, ended = heapq.heappop(rows)
+            sum_begun -= begun[ended]
+            begun[ended] = -1
         start()
 
 
@@ -102,16 +113,23 @@ def _waits(lengths: Sequence[int], num_rows: int) -> Iterator[Segment]:
                 before = length
 
 
-def segments(setup: SamplingSetup, lengths: Sequence[int]) -> Iterator[Segment]:
-    """Return the schedule of the setup's engine.
+def segments(setup: SamplingSetup) -> tuple[Segment, ...]:
+    """Return the schedule of the setup's engine through a unit.
 
     The stock one decodes prompts of one length together; only those of one problem are taken to have one.
     """
+    num_solutions = setup.unit_problems * setup.unit_samples
+    lengths = solution_lengths(setup.mean_new_tokens, setup.max_new_tokens, num_solutions)
     if setup.engine != "stock":
-        return schedule(lengths, setup.rows)
+        return _scheduled(lengths, setup.rows)
     num_rows = min(setup.max_rows, setup.unit_samples)
-    return (
+    return tuple(
         segment
         for start in range(0, len(lengths), setup.unit_samples)
         for segment in _waits(lengths[start : start + setup.unit_samples], num_rows)
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _scheduled(lengths: tuple[int, ...], max_rows: int) -> tuple[Segment, ...]:
+    return tuple(schedule(lengths, max_rows))

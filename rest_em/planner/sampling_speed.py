@@ -9,7 +9,9 @@ a GPU.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -120,41 +122,54 @@ def estimate_speed(
         raise ValueError(f"tensor_parallel {setup.tensor_parallel} takes more than {num_devices} devices")
     if num_problems < setup.unit_problems:
         setup = replace(setup, unit_size=num_problems * setup.num_samples)
-    lengths = solution_lengths(
-        setup.mean_new_tokens, setup.max_new_tokens, setup.unit_problems * setup.unit_samples
-    )
-    schedule = list(segments(setup, lengths))
-    decode = sum(
-        segment.num_steps * _segment_step(shape, setup, rates, segment).total_seconds for segment in schedule
-    )
-    prefill = prefill_seconds(shape, setup, rates)
     num_replicas = num_devices // setup.tensor_parallel
     num_units = math.ceil(num_problems / setup.unit_problems) * math.ceil(
         setup.num_samples / setup.unit_samples
     )
+    unit = _unit_speed(
+        shape, setup, rates if setup.tensor_parallel > 1 else replace(rates, link_bandwidth=None)
+    )
+    return replace(unit, total_seconds=math.ceil(num_units / num_replicas) * unit.total_seconds)
+
+
+@functools.lru_cache(maxsize=1024)
+def _unit_speed(shape: ModelShape, setup: SamplingSetup, rates: Rates) -> SamplingSpeed:
+    """Return the speed of one unit on one replica."""
+    schedule = segments(setup)
+    step = _step_of(shape, setup, rates)
+    decode = sum(segment.num_steps * _total(step(*_segment_tokens(setup, segment))) for segment in schedule)
+    prefill = prefill_seconds(shape, setup, rates)
     full = max(schedule, key=lambda segment: (segment.num_rows, segment.longest), default=None)
     num_steps = sum(segment.num_steps for segment in schedule)
+    num_tokens = sum(
+        solution_lengths(
+            setup.mean_new_tokens, setup.max_new_tokens, setup.unit_problems * setup.unit_samples
+        )
+    )
     return SamplingSpeed(
-        tokens_per_second=sum(lengths) / (prefill + decode) / setup.tensor_parallel,
-        step=_segment_step(shape, setup, rates, full or Segment(1, setup.rows, setup.rows, 1.0, 1)),
+        tokens_per_second=num_tokens / (prefill + decode) / setup.tensor_parallel,
+        step=StepSeconds(*step(*_segment_tokens(setup, full or Segment(1, setup.rows, setup.rows, 1.0, 1)))),
         mean_rows=sum(segment.num_steps * segment.num_alive for segment in schedule) / max(1, num_steps),
         prefill_seconds=prefill,
         decode_seconds=decode,
-        total_seconds=math.ceil(num_units / num_replicas) * (prefill + decode),
+        total_seconds=prefill + decode,
     )
 
 
-def _segment_step(shape: ModelShape, setup: SamplingSetup, rates: Rates, segment: Segment) -> StepSeconds:
+def _total(parts: tuple[float, float, float, float]) -> float:
+    """Return the seconds of a step as `StepSeconds.total_seconds` sums them up."""
+    return max(parts[:3]) + parts[3]
+
+
+def _segment_tokens(setup: SamplingSetup, segment: Segment) -> tuple[int, float, float]:
+    """Return a segment's rows, the tokens of each, and those that all share."""
     head = _mean_head(setup)
     own_prompt = setup.mean_prompt - head
     if setup.engine == "shared_prefix":
         # Whole buffers are read, those of the longest row, whatever of them is in use.
         capacity, _ = grown_capacity(math.ceil(own_prompt) + 1, math.ceil(own_prompt) + segment.longest)
-        return step_seconds(
-            shape, setup, rates, num_rows=segment.num_rows, num_tokens=capacity, num_shared=head
-        )
-    length = setup.mean_prompt + segment.mean_length
-    return step_seconds(shape, setup, rates, num_rows=segment.num_rows, num_tokens=length)
+        return segment.num_rows, capacity, head
+    return segment.num_rows, setup.mean_prompt + segment.mean_length, 0
 
 
 def _mean_head(setup: SamplingSetup) -> float:
@@ -187,29 +202,40 @@ def step_seconds(
     Source: Pope et al. 2022, section 3; the counts of bytes follow `rest_em.sampling.attention` and
     transformers 5.23.
     """
+    return StepSeconds(*_step_of(shape, setup, rates)(num_rows, num_tokens, num_shared))
+
+
+def _step_of(
+    shape: ModelShape, setup: SamplingSetup, rates: Rates
+) -> Callable[[int, float, float], tuple[float, float, float, float]]:
+    """Return `step_seconds` as a function of rows, tokens and shared tokens: a unit has hundreds of steps."""
     width, parts = setup.dtype_bytes, setup.tensor_parallel
-    weights, active = _weights_read(shape, setup, num_rows)
     kv = kv_bytes_per_token(shape, width) / min(parts, shape.num_kv_heads)
-    seen = _seen_share(shape, num_shared + num_tokens)
     copies = 3 if setup.engine == "stock" else 1
-    places = num_rows * (num_shared + num_tokens) * seen * shape.num_layers
-    read = weights / parts + kv * seen * (num_shared + copies * num_rows * num_tokens)
-    if setup.engine == "shared_prefix":
-        read += (6 * width + 8) * shape.num_heads * places
-    read += num_rows * shape.vocab_size * _draw_traffic(setup)
-    flops = (2 * active / width * num_rows + 4 * shape.query_width * places) / parts
-    launches = (
+    score_bytes = (6 * width + 8) * shape.num_heads if setup.engine == "shared_prefix" else 0
+    drawn_bytes = shape.vocab_size * _draw_traffic(setup)
+    num_launches = (
         LAUNCHES_PER_LAYER[setup.engine] * shape.num_layers
         + LAUNCHES_PER_STEP[setup.engine]
         + DRAW_LAUNCHES[_draw_kind(setup)]
     )
     is_server = setup.engine == "server"
-    return StepSeconds(
-        bandwidth=read / (rates.bandwidth * rates.bandwidth_share),
-        compute=flops / (rates.flops * rates.flops_share),
-        launches=launches * (rates.graph_launch_seconds if is_server else rates.launch_seconds),
-        communication=_communication(shape, setup, rates, num_rows),
-    )
+    launches = num_launches * (rates.graph_launch_seconds if is_server else rates.launch_seconds)
+    bandwidth = rates.bandwidth * rates.bandwidth_share
+    flops_rate = rates.flops * rates.flops_share
+    weights_of_rows = functools.cache(lambda num_rows: _weights_read(shape, setup, num_rows))
+
+    def step(num_rows: int, num_tokens: float, num_shared: float) -> tuple[float, float, float, float]:
+        weights, active = weights_of_rows(num_rows)
+        seen = _seen_share(shape, num_shared + num_tokens)
+        places = num_rows * (num_shared + num_tokens) * seen * shape.num_layers
+        read = weights / parts + kv * seen * (num_shared + copies * num_rows * num_tokens)
+        read += score_bytes * places + num_rows * drawn_bytes
+        flops = (2 * active / width * num_rows + 4 * shape.query_width * places) / parts
+        communication = _communication(shape, setup, rates, num_rows)
+        return read / bandwidth, flops / flops_rate, launches, communication
+
+    return step
 
 
 def prefill_seconds(shape: ModelShape, setup: SamplingSetup, rates: Rates) -> float:
