@@ -1,15 +1,17 @@
 """What a micro-step holds beside the model's states, at each instant of its forward and backward pass.
 
-The layers of `layers` are played on a tape with three and with four layers; every instant's bytes are linear
-in the number of layers between, so the model's own number follows exactly. Left out: weights, optimiser
+The layers of `layers` are played on a tape with two and with three layers, and with two and three rows where
+there are more: every instant's bytes are linear in the number of layers between and in the number of rows, so
+the model's own number and any micro-batch follow exactly. One row is played itself, for it takes other
+operations. Left out: weights, optimiser
 states and gradients, which depend on the strategy (`states`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rest_em.planner.layers import (
@@ -76,24 +78,40 @@ def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
     another moment its peak without any, for strategies that share them out. Where layers are of several
     kinds, `layer 1 backward` and so on stand between the last and the first.
     """
+    if setup.num_rows > 3:
+        two, three = (_of_all_layers(shape, replace(setup, num_rows=number)) for number in (2, 3))
+        phases = _extended(two, three, setup.num_rows - 2)
+    else:
+        phases = _of_all_layers(shape, setup)
     found = []
-    for name, extended in _events_of(shape, setup).items():
-        moments = {max(extended, key=lambda one: sum(one[:4])), max(extended, key=lambda one: sum(one[:3]))}
+    for name, events in phases.items():
+        moments = {
+            max(events, key=lambda one: one[0] + one[1] + one[2] + one[3]): None,
+            max(events, key=lambda one: one[0] + one[1] + one[2]): None,
+        }
         found += [Instant(name, dict(zip(KINDS, one[:4], strict=True)), one[4]) for one in moments]
     return tuple(found)
 
 
-def _events_of(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
+@functools.lru_cache(maxsize=256)
+def _of_all_layers(shape: ModelShape, setup: StepSetup) -> Mapping[str, Sequence[Event]]:
     """Return the events of the phases, from three and four layers where all layers are alike."""
     if not shape.has_equal_layers:
         return _play(shape, setup)
     few, more = (_play(shape.with_layers(number), setup) for number in (3, 4))
+    return _extended(few, more, shape.num_layers - 3)
+
+
+def _extended(
+    few: Mapping[str, Sequence[Event]], more: Mapping[str, Sequence[Event]], number: int
+) -> Mapping[str, Sequence[Event]]:
+    """Return the events where there are so many more of what the second play has one more of."""
     found = {}
     for name, events in more.items():
-        assert len(events) == len(few[name]), f"{name}: other operations with another number of layers"
+        assert len(events) == len(few[name]), f"{name}: other operations with more layers or rows"
         found[name] = [
-            tuple(x + (y - x) * (shape.num_layers - 3) for x, y in zip(three, four, strict=True))
-            for three, four in zip(few[name], events, strict=True)
+            tuple([x + (y - x) * number for x, y in zip(one, other, strict=True)])
+            for one, other in zip(few[name], events, strict=True)
         ]
     return found
 

@@ -16,7 +16,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rest_em.planner.reduction import Progress, partitioned_element_bytes
 from rest_em.planner.strategies import StateSetup
@@ -56,12 +56,26 @@ class _Coordinator:
     num_available: int = 0
     held: int = 0
     peak: int = 0
+    bytes_of: list[int] = field(init=False)
+    """Of each weight, whole."""
+    padded_bytes_of: list[int] = field(init=False)
+    """The same as the ranks' equal parts add up."""
     uses: dict[int, list[int]] = field(init=False)
     """Steps in which each weight is used, ascending."""
     passed: list[int] = field(init=False)
     """Elements of the weights before each step."""
 
     def __post_init__(self) -> None:
+        ranks = self.setup.num_ranks
+        sizes = [
+            self.trained_bytes if one.is_trainable else self.setup.weight_element_bytes
+            for one in self.weights
+        ]
+        self.bytes_of = [one.num_elements * size for one, size in zip(self.weights, sizes, strict=True)]
+        self.padded_bytes_of = [
+            math.ceil(one.num_elements / ranks) * ranks * size
+            for one, size in zip(self.weights, sizes, strict=True)
+        ]
         self.uses = {}
         self.passed = [0]
         for step, index in enumerate(self.order):
@@ -90,24 +104,15 @@ class _Coordinator:
         if self._is_released(index, step + 1):
             self.available.discard(index)
             self.num_available -= self.weights[index].num_elements
-            self.held -= self._bytes(index)
-
-    def _bytes(self, index: int) -> int:
-        return self.weights[index].num_elements * self._element_bytes(index)
-
-    def _element_bytes(self, index: int) -> int:
-        return self.trained_bytes if self.weights[index].is_trainable else self.setup.weight_element_bytes
+            self.held -= self.bytes_of[index]
 
     def _gather(self, indexes: set[int]) -> None:
         absent = {i for i in indexes if i not in self.available and i not in self.flights}
         if not absent:
             return
-        ranks = self.setup.num_ranks
-        padded_bytes = sum(
-            math.ceil(self.weights[i].num_elements / ranks) * ranks * self._element_bytes(i) for i in absent
-        )
+        padded_bytes = sum([self.padded_bytes_of[i] for i in absent])
         flight = _Flight(absent, padded_bytes)
-        self.num_available += sum(self.weights[i].num_elements for i in absent)
+        self.num_available += sum([self.weights[i].num_elements for i in absent])
         self.flights.update(dict.fromkeys(absent, flight))
         self.held += flight.buffer_bytes
         is_moved = self.setup.offload_param != "none"
@@ -125,7 +130,7 @@ class _Coordinator:
             if len(flight.waited_for) == 1:
                 flight.buffer_bytes = 0  # the buffer is the weight
             else:
-                self.held += sum(self._bytes(i) for i in flight.waited_for)
+                self.held += sum([self.bytes_of[i] for i in flight.waited_for])
         self.peak = max(self.peak, self.held)
         flight.waited_for.discard(index)
         if not flight.waited_for:
@@ -155,9 +160,18 @@ class _Coordinator:
         return self.passed[later[place]] - self.passed[step] >= self.setup.zero.max_reuse_distance
 
 
-@functools.lru_cache(maxsize=512)
 def gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     """Return what a rank has gathered through a micro-step, under ZeRO-3."""
+    passes = setup.passes
+    if passes.offload_param == "none" and inventory.is_divisible(setup.num_ranks):
+        passes = replace(
+            passes, num_ranks=1, local_ranks=1
+        )  # nothing is padded: all numbers of ranks are alike
+    return _gathered(inventory, passes)
+
+
+@functools.lru_cache(maxsize=512)
+def _gathered(inventory: Weights, setup: StateSetup) -> Gathered:
     weights, modules = inventory.expanded(), inventory.modules()
     tied = [i for i, one in enumerate(weights) if one.num_uses > 1]
     if tied:

@@ -73,6 +73,8 @@ class Partitions:
     """Each weight's group."""
     num_elements: tuple[int, ...]
     """Of each weight."""
+    heaviest: int
+    """The rank that owns parts of the most elements, the first of equals."""
 
     def num_owned(self, rank: int) -> int:
         """Return the elements of the weights of which a rank owns any part, whole weights."""
@@ -92,14 +94,6 @@ class Partitions:
             for piece in pieces
             if piece.rank == rank and own_group == group
         )
-
-    def heaviest_rank(self, num_ranks: int) -> int:
-        """Return the rank that owns parts of the most elements, the first of equals."""
-        owned = [0] * num_ranks
-        for size, pieces in zip(self.num_elements, self.pieces, strict=True):
-            for piece in pieces:
-                owned[piece.rank] += size
-        return owned.index(max(owned))
 
 
 def trainable_groups(weights: Sequence[Weight]) -> tuple[tuple[int, ...], ...]:
@@ -130,11 +124,16 @@ def partitions(inventory: Weights, num_ranks: int) -> Partitions:
             groups[i] = group
             start = end
     order = sorted(pieces)
+    owned = [0] * num_ranks
+    for i in order:
+        for piece in pieces[i]:
+            owned[piece.rank] += weights[i].num_elements
     return Partitions(
         tuple(sizes),
         tuple(pieces[i] for i in order),
         tuple(groups[i] for i in order),
         tuple(weights[i].num_elements for i in order),
+        owned.index(max(owned)),
     )
 
 

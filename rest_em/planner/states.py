@@ -26,7 +26,6 @@ from rest_em.planner.reduction import (
     partitions,
     plain_gradients,
     sharded_gradients,
-    trainable_groups,
 )
 from rest_em.planner.strategies import StateSetup
 from rest_em.planner.weights import Weights
@@ -157,8 +156,7 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
     DDP's reducer keeps its buckets beside the gradients, which rest_em lets it do (`gradient_as_bucket_view`
     is off in accelerate). Source: torch 2.13, `csrc/distributed/c10d/reducer.cpp`.
     """
-    every = weights.expanded()
-    trained = tuple(one for one in every if one.is_trainable)
+    trained = tuple(one for one in weights.items if one.is_trainable)
     gradients = 4 * weights.num_trainable
     frozen = _frozen_bytes(weights, setup)
     states = kind.states_bytes(trained)
@@ -170,7 +168,7 @@ def _plain_states(weights: Weights, setup: StateSetup, kind: Optimizer) -> Model
         "DDP buckets": gradients if is_ddp else 0,
     }
     temporaries = max(
-        (kind.step_bytes([every[i].num_elements for i in group]) for group in trainable_groups(every)),
+        (kind.step_bytes(sizes) for sizes in weights.group_sizes()),
         default=0,
     )
     loaded = 4 * weights.num_trainable + frozen
@@ -206,7 +204,7 @@ def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: 
     `step`.
     """
     layout = partitions(weights, setup.num_ranks)
-    rank = layout.heaviest_rank(setup.num_ranks) if rank is None else rank
+    rank = layout.heaviest if rank is None else rank
     element_bytes = setup.weight_element_bytes
     share = sum(layout.sizes)
     is_offloaded = setup.offload_optimizer != "none"
@@ -385,7 +383,7 @@ def _partitioned_states(weights: Weights, setup: StateSetup, kind: Optimizer) ->
         host_saving=_saving(weights, setup),
         checkpoint=_checkpoint(weights, setup),
         swap=_swap(setup, kind, share, frozen_share),
-        gathering=gathered(weights, setup.passes),
+        gathering=gathered(weights, setup),
         first_gradients=gradients,
         last_gradients=gradients,
         casts=Progress((), ()),
@@ -411,13 +409,12 @@ def _sub_groups(weights: Weights, num_ranks: int, limit: int) -> tuple[tuple[int
 
     Source: deepspeed 0.19.8 `stage3.py`, `_create_fp16_sub_groups`.
     """
-    every = weights.expanded()
     sub_groups: list[tuple[int, ...]] = []
-    for group in trainable_groups(every):
+    for sizes in weights.group_sizes():
         current: list[int] = []
         held = 0
-        for index in group:
-            current.append(math.ceil(every[index].num_elements / num_ranks))
+        for size in sizes:
+            current.append(math.ceil(size / num_ranks))
             held += current[-1]
             if held >= limit:
                 sub_groups.append(tuple(current))

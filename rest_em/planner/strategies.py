@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,6 +10,14 @@ from rest_em.errors import PlanError
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Offload = Literal["none", "cpu", "nvme"]
+Placement = Literal["none", "optimizer", "all", "nvme"]
+"""What of an M-step is offloaded, as `--offload` says it."""
+DEVICES_OF: Mapping[Placement, tuple[Offload, Offload]] = {
+    "none": ("none", "none"), "optimizer": ("cpu", "none"), "all": ("cpu", "cpu"), "nvme": ("nvme", "nvme"),
+}  # fmt: skip
+"""Where the optimiser's states are, and the weights."""
+SMALLEST_BUCKET = 2**24
+"""Elements: 32 MiB in bf16. Smaller messages do not fill a link; not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,19 @@ class ZeroSettings:
             reduce_bucket_size=hidden_size * hidden_size,
             prefetch_bucket_size=int(0.9 * hidden_size * hidden_size),
             param_persistence_threshold=10 * hidden_size,
+        )
+
+    def sized(self, hidden_size: int, num_elements: int) -> ZeroSettings:
+        """Return these with buckets for a model of so many weights, as `--emit` writes them.
+
+        As transformers' "auto" does, but no smaller than `SMALLEST_BUCKET` nor larger than the model.
+
+        >>> ZeroSettings().sized(64, 100_000).reduce_bucket_size
+        100000
+        """
+        bucket = min(max(hidden_size * hidden_size, SMALLEST_BUCKET), self.reduce_bucket_size, num_elements)
+        return replace(
+            self.auto(hidden_size), reduce_bucket_size=bucket, prefetch_bucket_size=int(0.9 * bucket)
         )
 
 
@@ -130,8 +152,8 @@ class StateSetup:
             num_ranks=self.num_ranks,
             precision=self.precision,
             is_checkpointed=self.is_checkpointed and self.precision == "autocast",
-            offload_optimizer=self.offload_optimizer,
-            offload_param=self.offload_param,
+            offload_optimizer="none" if self.strategy == "zero3" else self.offload_optimizer,
+            offload_param="none" if self.offload_param == "none" else "cpu",
             zero=self.zero,
         )
 

@@ -119,6 +119,8 @@ class Node:
 
 Buffers = dict[int, tuple[Node, Value]]
 """What waits for nodes of the backward pass, by the nodes' identities."""
+Queue = list[tuple[int, int, int]]
+"""The last node first, of equals what came first; and its identity, which decides nothing."""
 
 
 @dataclass(slots=True)
@@ -165,6 +167,7 @@ class Tape:
     """Which of the recorded nodes it is that saves something last."""
     _recorded: list[Node] | None = None
     """The nodes of a layer that is computed again, in order."""
+    _num_delivered: int = 0
     _is_over: bool = False
     """A layer that is computed again has all that its backward needs: nothing more is allocated."""
 
@@ -281,11 +284,11 @@ class Tape:
         """Play back from a loss."""
         assert root.node is not None
         buffers: Buffers = {}
-        queue: list[tuple[int, int]] = []
+        queue: Queue = []
         self._deliver(buffers, queue, root.node, self.new(root.num_elements, root.itemsize))
         del root
         while queue:
-            _, key = heapq.heappop(queue)
+            _, _, key = heapq.heappop(queue)
             node, gradient = buffers.pop(key)
             node.keeps = None
             self.account.kind = "logits" if node.phase.startswith("loss") else "activations"
@@ -388,7 +391,7 @@ class Tape:
         recomputation.nodes, self._recorded = self._recorded, None
         self.leave_autocast()
 
-    def _replace(self, buffers: Buffers, queue: list[tuple[int, int]], recomputation: _Recomputation) -> None:
+    def _replace(self, buffers: Buffers, queue: Queue, recomputation: _Recomputation) -> None:
         """Give what waits for nodes of a rehearsal to those that they stand for."""
         assert recomputation.nodes is not None
         waiting = [
@@ -396,7 +399,7 @@ class Tape:
             for key, (node, _) in buffers.items()
             if node.stands_for is not None and node.stands_for[0] is recomputation
         ]
-        queue[:] = [entry for entry in queue if entry[1] not in waiting]
+        queue[:] = [entry for entry in queue if entry[2] not in waiting]
         heapq.heapify(queue)
         for key in waiting:
             node, gradient = buffers.pop(key)
@@ -404,12 +407,13 @@ class Tape:
             self._deliver(buffers, queue, recomputation.nodes[node.stands_for[1]], gradient)
             del gradient
 
-    def _deliver(self, buffers: Buffers, queue: list[tuple[int, int]], node: Node, gradient: Value) -> None:
+    def _deliver(self, buffers: Buffers, queue: Queue, node: Node, gradient: Value) -> None:
         """Add a gradient to what a node has got already, out of place as `_accumulate` does."""
         key = id(node)
         if key not in buffers:
             buffers[key] = (node, gradient)
-            heapq.heappush(queue, (-node.sequence, key))
+            self._num_delivered += 1
+            heapq.heappush(queue, (-node.sequence, self._num_delivered, key))
             return
         before = buffers[key][1]
         buffers[key] = (node, self.new(gradient.num_elements, max(gradient.itemsize, before.itemsize)))

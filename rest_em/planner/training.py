@@ -108,6 +108,8 @@ class InstantBytes:
     name: str
     parts: tuple[Mapping[str, int], ...]
     """Bytes by component; a component may be in several of them."""
+    total_bytes: int
+    """Of all components: what the framework has allocated."""
 
     @property
     def components(self) -> Mapping[str, int]:
@@ -117,11 +119,6 @@ class InstantBytes:
             for name, size in part.items():
                 found[name] = found.get(name, 0) + size
         return found
-
-    @property
-    def total_bytes(self) -> int:
-        """Of all components: what the framework has allocated."""
-        return sum([sum(part.values()) for part in self.parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +191,26 @@ def instants_with(
     """Return all instants of an M-step: loading, those of a micro-step with what is held, and the step."""
     embedding = weights.items[0].num_elements
     is_accumulating = setup.num_micro_steps(num_devices) > 1
-    found = [_with_states(one, states, setup, embedding, is_accumulating=is_accumulating) for one in moments]
+    resident = sum(states.forward.values())
+    before = resident + sum(states.accumulated.values())
+    within = resident + sum(states.backward_buffers.values())
+    gathered = states.gathering.forward.peak
+    always = {}
     if setup.method == "qlora":
-        whole = {"dequantised weight": 2 * weights.largest_quantised}
-        found = [InstantBytes(one.name, (*one.parts, whole)) for one in found]
-    loading, step = InstantBytes("loading", (states.loading,)), InstantBytes("optimiser step", (states.step,))
-    return (loading, *found, step)
+        always["dequantised weight"] = 2 * weights.largest_quantised
+    found = [InstantBytes("loading", (states.loading,), sum(states.loading.values()))]
+    for moment in moments:
+        if "backward" in moment.name:
+            parts = _in_backward(moment, states, setup, embedding, is_accumulating=is_accumulating) | always
+            all_parts = (states.forward, states.backward_buffers, parts)
+            found.append(InstantBytes(moment.name, all_parts, within + sum(parts.values())))
+        else:
+            parts = _of_moment(moment) | always
+            parts["gathered weights"] = gathered
+            all_parts = (states.forward, states.accumulated, parts)
+            found.append(InstantBytes(moment.name, all_parts, before + sum(parts.values())))
+    found.append(InstantBytes("optimiser step", (states.step,), sum(states.step.values())))
+    return tuple(found)
 
 
 def outside_of(
@@ -241,28 +252,29 @@ def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
-def _with_states(
+def _of_moment(instant: Instant) -> dict[str, int]:
+    """Return what a micro-step holds, without gradients."""
+    return {name: size for name, size in instant.components.items() if name != "gradients"}
+
+
+def _in_backward(
     instant: Instant, states: ModelStates, setup: TrainingSetup, embedding: int, *, is_accumulating: bool
-) -> InstantBytes:
-    """Return an instant of a micro-step with what the strategy holds meanwhile.
+) -> dict[str, int]:
+    """Return what an instant of the backward holds beside the states and the buffers that are always there.
 
     Where gradients are accumulated it is a later micro-step, which begins with those of the first.
     """
-    parts = {name: size for name, size in instant.components.items() if name != "gradients"}
-    if "backward" not in instant.name:
-        parts["gathered weights"] = states.gathering.forward.peak
-        return InstantBytes(instant.name, (states.forward, states.accumulated, parts))
+    parts = _of_moment(instant)
     if setup.strategy in ("single", "ddp"):
         gradients = sum(states.accumulated.values()) if is_accumulating else instant.components["gradients"]
-        parts["gradients"] = gradients
-        return InstantBytes(instant.name, (states.forward, states.backward_buffers, parts))
+        return {**parts, "gradients": gradients}
     if instant.name == "embedding backward" and setup.adapter is None:  # `states` counts that gradient, too
         parts["activations"] = max(
             0, parts["activations"] - embedding * (2 if setup.precision == "bf16" else 4)
         )
     parts["gradients"] = states.gradient_bytes(instant.num_passed, is_later=is_accumulating)
     parts["gathered weights"] = states.gathered_bytes(instant.num_passed)
-    return InstantBytes(instant.name, (states.forward, states.backward_buffers, parts))
+    return parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Weight:
     @property
     def is_embedding(self) -> bool:
         """Whether it is looked up by token or position rather than multiplied with."""
-        return bool(_EMBEDDING.search(self.name)) and "embed_out" not in self.name
+        return _is_embedding(self.name)
 
     @property
     def reads_input(self) -> bool:
@@ -63,6 +63,11 @@ class Weight:
 @functools.lru_cache(maxsize=4096)
 def _is_decayed(name: str) -> bool:
     return not _UNDECAYED.search(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_embedding(name: str) -> bool:
+    return bool(_EMBEDDING.search(name)) and "embed_out" not in name
 
 
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)|(?:^|\.)ln_")
@@ -138,6 +143,10 @@ class Weights:
             if one.is_trainable == is_trainable
         )
 
+    def is_divisible(self, num_ranks: int) -> bool:
+        """Whether every weight can be cut into equal parts."""
+        return all(one.num_elements % num_ranks == 0 for one in self.items)
+
     def quantised_frozen_bytes(self) -> int:
         """Return the bytes of the frozen weights in nf4 of bitsandbytes; low confidence.
 
@@ -159,6 +168,10 @@ class Weights:
     def expanded(self) -> tuple[Weight, ...]:
         """Return every weight by itself, layer after layer, as the optimiser has them."""
         return tuple(weight for weight, _ in _with_layers(self.items))
+
+    def group_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the elements of each trained weight, by the optimiser's groups: with decay, and without."""
+        return _group_sizes(self)
 
     def execution_order(self) -> tuple[int, ...]:
         """Return the indexes into `expanded` in the order that a forward reads the weights.
@@ -191,6 +204,16 @@ def _with_layers(items: tuple[Weight, ...]) -> tuple[tuple[Weight, tuple[int, st
                 number = _NUMBER.search(weight.name) if count == 1 else None
                 found.append((weight, (block, number[1] if number else f"-{repetition}")))
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _group_sizes(weights: Weights) -> tuple[tuple[int, ...], ...]:
+    trained = [one for one in weights.expanded() if one.is_trainable]
+    groups = (
+        tuple(one.num_elements for one in trained if one.is_decayed == is_decayed)
+        for is_decayed in (True, False)
+    )
+    return tuple(group for group in groups if group)
 
 
 @functools.lru_cache(maxsize=64)
