@@ -57,8 +57,8 @@ class Candidate(Generic[Setup]):
     """Of one E-step or one M-step."""
     obstacle: str | None = None
     """Why rest_em cannot do it yet; None where it can."""
-    is_altered: bool = False
-    """Whether it changes what is drawn or learned, not only how fast and where."""
+    altered: tuple[str, ...] = ()
+    """What of it changes what is drawn or learned, not only how fast and where: `method`, `optim`, `dtype`."""
 
     @property
     def fits(self) -> bool:
@@ -68,7 +68,7 @@ class Candidate(Generic[Setup]):
     @property
     def is_as_asked(self) -> bool:
         """Whether rest_em can do it, and learns what the recipe asks for."""
-        return self.obstacle is None and not self.is_altered
+        return self.obstacle is None and not self.altered
 
 
 def sampling_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[SamplingSetup]]:
@@ -103,7 +103,7 @@ def sampling_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[Samp
             spare_bytes=cluster.gpu.usable_bytes - peak - sum(outside_sampling(cluster, peak).values()),
             seconds=speed.total_seconds,
             obstacle=None if engine != "server" else "rest_em samples with engines of its own, not a server",
-            is_altered=width != base.dtype_bytes,
+            altered=() if width == base.dtype_bytes else ("dtype",),
         )
 
 
@@ -207,7 +207,7 @@ def _of_family(
             one = setup if optim == setup.optim else replace(setup, optim=optim)
             is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
             states = known.get((optim, is_accumulating))
-            if states is None:  # they depend on nothing else that differs here
+            if states is None:  # of what else differs here they depend on nothing that is looked at
                 states = model_states(family.weights, state_setup(one, cluster))
                 known[optim, is_accumulating] = states
             yield Candidate(
@@ -216,8 +216,12 @@ def _of_family(
                 spare_bytes=_spare(states, moments, family.weights, one, cluster),
                 seconds=seconds,
                 obstacle=obstacle_of(one),
-                is_altered=(one.method, one.optim) != (base.method, base.optim),
+                altered=_altered(base, one),
             )
+
+
+def _altered(base: TrainingSetup, setup: TrainingSetup) -> tuple[str, ...]:
+    return tuple(name for name in ("method", "optim") if getattr(base, name) != getattr(setup, name))
 
 
 def _mean_length(plan: Plan, num_rows: int) -> float:
