@@ -58,7 +58,7 @@ class Candidate(Generic[Setup]):
     obstacle: str | None = None
     """Why rest_em cannot do it yet; None where it can."""
     altered: tuple[str, ...] = ()
-    """What of it changes what is drawn or learned, not only how fast and where: `method`, `optim`, `dtype`."""
+    """What of it changes what is drawn or learned, not just how fast: `method`, `optim`, `dtype`."""
 
     @property
     def fits(self) -> bool:

@@ -2,7 +2,7 @@
 cheapest changes with which a recipe as it stands would fit.
 
 An E-step and an M-step share nothing but their devices, so each is searched by itself and every pair of them
-is a configuration. Left out: several kinds of devices, host memory, and batch sizes that change what is learned.
+is a configuration. Left out: several kinds of devices, host memory, and other global batches.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _rank_drawing(one: Candidate[SamplingSetup]) -> tuple[Any, ...]:
     return (
         one.seconds,
         one.obstacle is not None,
-        one.is_altered,
+        len(one.altered),
         one.setup.tensor_parallel,
         -one.spare_bytes,
     )
