@@ -15,17 +15,16 @@ from rest_em.report.cells import console
 
 if TYPE_CHECKING:
     from rest_em.planner.hardware import Cluster, Gpu
-    from rest_em.planner.strategies import Offload, Strategy
+    from rest_em.planner.plan import Plan
+    from rest_em.planner.search import Search
+    from rest_em.planner.strategies import Strategy
     from rest_em.planner.training import Comparison, Method
     from rest_em.planning import Launch
+    from rest_em.recipe import Recipe
 
 STRATEGIES: Mapping[str, Strategy] = {
     "single": "single", "ddp": "ddp", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3",
 }  # fmt: skip
-OFFLOADS: Mapping[str, tuple[Offload, Offload]] = {
-    "none": ("none", "none"), "optimizer": ("cpu", "none"), "all": ("cpu", "cpu"), "nvme": ("nvme", "nvme"),
-}  # fmt: skip
-"""Of `--offload`: where the optimiser's states are, and the weights."""
 METHODS: Mapping[str, Method] = {"full": "full", "lora": "lora", "qlora": "qlora"}
 
 
@@ -69,6 +68,21 @@ def plan(
         Path | None,
         typer.Option("--gpus-file", metavar="FILE", help="GPUs or prices of your own; see docs/memory.md."),
     ] = None,
+    searched: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Search strategy, offload, micro-batch, rows and so many devices or fewer."
+        ),
+    ] = False,
+    emitted: Annotated[
+        Path | None,
+        typer.Option(
+            "--emit",
+            metavar="DIR",
+            help="Write the launch file, DeepSpeed's JSON, overrides and command; with --search of what it "
+            "recommends.",
+        ),
+    ] = None,
     explained: Annotated[
         bool, typer.Option("--explain", help="Say where each figure comes from and how far to trust it.")
     ] = False,
@@ -83,10 +97,13 @@ def plan(
     from rest_em.planner.hardware import load_gpus
     from rest_em.planner.plan import to_json
     from rest_em.planner.provenance import explain
+    from rest_em.planner.search import search
+    from rest_em.planner.search import to_json as search_to_json
     from rest_em.planning import make_plan
     from rest_em.problem_sets import ProblemSets
     from rest_em.recipe import load_recipe
     from rest_em.report.plan import print_explained, print_gpus, print_plan, print_verified
+    from rest_em.report.search import print_search
 
     gpus = load_gpus(gpus_file)
     if list_gpus:
@@ -106,6 +123,13 @@ def plan(
         mean_new_tokens=mean_tokens,
     )
     found: dict[str, Any] = to_json(planned)
+    result = search(planned, _clusters(gpus, gpu, cluster)) if searched else None
+    if result is not None:
+        found["search"] = search_to_json(result)
+    files: tuple[Path, ...] = ()
+    if emitted is not None:
+        files = _emit(_chosen(planned, result, emitted, recipe), loaded, recipe, emitted, overrides or [])
+        found["emitted"] = [str(one) for one in files]
     if explained:
         found["explained"] = [dataclasses.asdict(one) for one in explain(planned)]
     comparisons: list[Comparison] = []
@@ -122,6 +146,10 @@ def plan(
         print_explained(planned, console())
     if verified:
         print_verified(comparisons, console())
+    if result is not None:
+        print_search(result, planned, console())
+    if files:
+        print(f"written: {', '.join(map(str, files))}")
 
 
 def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, num_nodes: int) -> Cluster:
@@ -154,17 +182,54 @@ def _method(name: str | None) -> Method | None:
     return METHODS[name] if name is not None else None
 
 
+def _clusters(gpus: Mapping[str, Gpu], name: str | None, most: Cluster) -> list[Cluster]:
+    """Return the devices that a search chooses from: powers of two up to what is asked for, and that."""
+    numbers = _powers_of_two(most.num_gpus)
+    found = [_cluster(gpus, name or most.gpu.name, number, 1) for number in numbers]
+    if most.num_nodes > 1:
+        nodes = _powers_of_two(most.num_nodes)[1:]
+        found += [_cluster(gpus, name or most.gpu.name, most.num_gpus, number) for number in nodes]
+    return found
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most})
+
+
+def _chosen(plan: Plan, found: Search | None, folder: Path, recipe: Path) -> Plan:
+    """Return the plan of what a search recommends; without a search the one that was asked for."""
+    from rest_em.planner.search import plan_of
+
+    if found is None:
+        return plan
+    if found.recommended is None:
+        raise PlanError(
+            f"--emit {folder}: nothing that rest_em can run as {recipe} asks fits, so nothing is written; "
+            "--search without --emit names the changes that would help"
+        )
+    return plan_of(plan, found.recommended)
+
+
+def _emit(plan: Plan, loaded: Recipe, recipe: Path, folder: Path, overrides: list[str]) -> tuple[Path, ...]:
+    from rest_em.planner.emit import emit
+    from rest_em.planning import overrides_of
+
+    return emit(plan, recipe, folder, given=overrides, overrides=overrides_of(loaded, plan))
+
+
 def _launch(file: Path | None, strategy: str | None, offload: str, num_ranks: int) -> Launch:
+    from rest_em.planner.strategies import DEVICES_OF
     from rest_em.planning import Launch
 
     if file is not None:
         if strategy is not None or offload != "none":
             raise PlanError(f"--launch {file} is given, and --strategy or --offload too; leave one out")
         return Launch.from_file(file, num_ranks)
-    if offload not in OFFLOADS:
-        raise PlanError(f"--offload is {offload!r}; {', '.join(OFFLOADS)} are known")
-    optimizer, param = OFFLOADS[offload]
+    devices = {str(name): both for name, both in DEVICES_OF.items()}
+    if offload not in devices:
+        raise PlanError(f"--offload is {offload!r}; {', '.join(devices)} are known")
+    optimizer, param = devices[offload]
     name = strategy or ("single" if num_ranks == 1 else "ddp")
     if name not in STRATEGIES:
         raise PlanError(f"--strategy is {name!r}; {', '.join(STRATEGIES)} are known")
-    return Launch(STRATEGIES[name], optimizer, param)
+    return Launch(STRATEGIES[name], optimizer, param, is_sized=True)

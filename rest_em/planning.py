@@ -7,9 +7,10 @@ numbers is left to `rest_em.planner`.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +19,13 @@ import yaml
 from rest_em.batches import divide_global_batch
 from rest_em.errors import PlanError
 from rest_em.planner.adapters import adapter_of
+from rest_em.planner.candidates import LORA
 from rest_em.planner.hardware import Cluster
+from rest_em.planner.inventory import weights_of
 from rest_em.planner.plan import Plan, mean_padded, plan_sampling, plan_training, weight_bytes
 from rest_em.planner.sampling_setup import Engine, SamplingSetup
 from rest_em.planner.shapes import ModelShape, load_shape
-from rest_em.planner.strategies import Offload, Strategy
+from rest_em.planner.strategies import Offload, Strategy, ZeroSettings
 from rest_em.planner.training import Method, TrainingSetup
 from rest_em.planner.workload import Lengths, Workload
 from rest_em.problem_sets import ProblemSets
@@ -34,8 +37,8 @@ CHARACTERS_PER_TOKEN = 3.5
 """Where there is no tokenizer: on the safe side of the usual 4 of English text."""
 MEASURED_PROMPTS = 200
 """So many prompts are encoded, evenly spread, the longest among them."""
-ASSUMED_LORA: Mapping[str, Any] = {"r": 16, "target_modules": "all-linear"}
-"""Where adapters are asked for and the recipe has none."""
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""transformers' name of it, and the older one."""
 DEFAULT_SUCCESS = 0.5
 """Share of correct solutions where nobody says."""
 
@@ -51,12 +54,19 @@ class Launch:
     strategy: Strategy
     offload_optimizer: Offload = "none"
     offload_param: Offload = "none"
+    zero: Mapping[str, Any] | None = None
+    """`zero_optimization` of DeepSpeed's JSON; None where there is none, and DeepSpeed's defaults hold."""
+    is_sized: bool = False
+    """Whether DeepSpeed's buckets are sized for the model, as `--emit` writes them."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], num_ranks: int) -> Launch:
         """Return what accelerate tells the processes that it starts."""
         if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
             return cls("ddp" if num_ranks > 1 else "single")
+        file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+        if file != "none":
+            return _from_json(Path(file))
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return _deepspeed(
             stage,
@@ -86,12 +96,78 @@ class Launch:
                 f"{path}: distributed_type is {kind}, which is not planned for; NO, MULTI_GPU or DEEPSPEED is"
             )
         settings = values.get("deepspeed_config") or {}
+        if settings.get("deepspeed_config_file") is not None:
+            return _from_json(Path(str(settings["deepspeed_config_file"])))
         return _deepspeed(
             str(settings.get("zero_stage", 2)),
             str(settings.get("offload_optimizer_device", "none")),
             str(settings.get("offload_param_device", "none")),
             str(path),
         )
+
+
+def _from_json(path: Path) -> Launch:
+    """Return what DeepSpeed's own configuration says.
+
+    Raises:
+        PlanError: it cannot be read, or says what the planner does not know.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        section = values["zero_optimization"]
+        optimizer, param = (
+            str((section.get(name) or {}).get("device", "none"))
+            for name in ("offload_optimizer", "offload_param")
+        )
+        stage = str(section["stage"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlanError(
+            f"{path}: cannot be read as a configuration of DeepSpeed with zero_optimization.stage: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return replace(_deepspeed(stage, optimizer, param, str(path)), zero=section)
+
+
+ZERO_KEYS = {
+    "reduce_bucket_size": "reduce_bucket_size",
+    "allgather_bucket_size": "allgather_bucket_size",
+    "overlap_comm": "overlap_comm",
+    "contiguous_gradients": "contiguous_gradients",
+    "sub_group_size": "sub_group_size",
+    "stage3_prefetch_bucket_size": "prefetch_bucket_size",
+    "stage3_param_persistence_threshold": "param_persistence_threshold",
+    "stage3_max_live_parameters": "max_live_parameters",
+    "stage3_max_reuse_distance": "max_reuse_distance",
+}
+"""DeepSpeed's key -> the planner's."""
+
+
+def zero_settings(launch: Launch, shape: ModelShape, num_elements: int) -> ZeroSettings:
+    """Return DeepSpeed's settings under a launch.
+
+    Args:
+        num_elements: of all weights, adapters among them.
+
+    Raises:
+        PlanError: a value is none that the planner knows.
+    """
+    if launch.zero is None:
+        default = ZeroSettings()
+        return default.sized(shape.hidden_size, num_elements) if launch.is_sized else default
+    auto = ZeroSettings().auto(shape.hidden_size)
+    found: dict[str, Any] = {}
+    for key, name in ZERO_KEYS.items():
+        value = launch.zero.get(key)
+        if value is None:
+            continue
+        if value != "auto" and not (isinstance(value, int | float) and value >= 0):
+            raise PlanError(f'zero_optimization.{key} is {value!r}; a number or "auto" is wanted')
+        is_flag = name in ("overlap_comm", "contiguous_gradients")
+        found[name] = getattr(auto, name) if value == "auto" else bool(value) if is_flag else int(value)
+    offloaded = launch.zero.get("offload_optimizer") or launch.zero.get("offload_param") or {}
+    if "pin_memory" in offloaded:
+        found["pin_memory"] = bool(offloaded["pin_memory"])
+    return replace(ZeroSettings(), **found)
 
 
 def _deepspeed(stage: str, optimizer: str, param: str, where: str) -> Launch:
@@ -340,7 +416,7 @@ def training_setup(
         method = "full" if recipe.lora is None else "lora"
     adapter = None
     if method != "full":
-        adapter = adapter_of(recipe.lora or ASSUMED_LORA, shape, 2 if is_cast else 4)
+        adapter = adapter_of(recipe.lora or LORA, shape, 2 if is_cast else 4)
     if method == "qlora" and (precision == "fp32" or shape.experts is not None):
         found = "stacked experts" if shape.experts is not None else "fp32"
         raise PlanError(
@@ -363,13 +439,38 @@ def training_setup(
         num_kept=min(longest, longest - workload.training_prompt.shortest + 1),
         num_solution_tokens=min(cap, longest - 1),
         precision=precision,
-        is_checkpointed=bool(extra.get("activation_checkpointing") or extra.get("gradient_checkpointing")),
+        is_checkpointed=any(extra.get(one) for one in CHECKPOINTING),
         optim=str(extra.get("optim", "adamw_torch_fused")),
         adapter=adapter,
         offload_optimizer=launch.offload_optimizer,
         offload_param=launch.offload_param,
+        zero=zero_settings(launch, shape, weights_of(shape, adapter).num_elements),
         checkpoint_element_bytes=4 if shape.dtype == "float32" else 2,
     )
+
+
+def overrides_of(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """Return the keys of a recipe, dotted, that a plan of it was made with other values of."""
+    found: dict[str, Any] = {}
+    if plan.sampling.setup.max_rows != recipe.sampling.max_rows:
+        found["sampling.max_rows"] = plan.sampling.setup.max_rows
+    setup, extra = plan.training.setup, recipe.training.model_extra or {}
+    section = recipe.training
+    rows, _ = divide_global_batch(
+        section.global_batch_size, plan.cluster.num_devices, section.per_device_train_batch_size
+    )
+    if setup.num_rows != rows:
+        found["training.per_device_train_batch_size"] = setup.num_rows
+    keys = [one for one in CHECKPOINTING if extra.get(one)]
+    if setup.is_checkpointed and not keys:
+        found[f"training.{CHECKPOINTING[0]}"] = True
+    if not setup.is_checkpointed:
+        found |= {f"training.{key}": False for key in keys}
+    if setup.method == "full" and recipe.lora is not None:
+        found["lora"] = None
+    if setup.method == "lora" and recipe.lora is None:
+        found |= {f"lora.{name}": value for name, value in LORA.items()}
+    return found
 
 
 def _evaluation_share(recipe: Recipe, workload: Workload) -> float:

@@ -208,7 +208,7 @@ def _of_family(
             is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
             states = known.get((optim, is_accumulating))
             if states is None:  # of what else differs here they depend on nothing that is looked at
-                states = model_states(family.weights, state_setup(one, cluster))
+                states = model_states(family.weights, state_setup(one, cluster, family.weights))
                 known[optim, is_accumulating] = states
             yield Candidate(
                 cluster=cluster,

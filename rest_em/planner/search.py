@@ -8,7 +8,7 @@ is a configuration. Left out: several kinds of devices, host memory, and other g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from rest_em.planner.candidates import (
@@ -20,7 +20,7 @@ from rest_em.planner.candidates import (
     training_candidates,
 )
 from rest_em.planner.hardware import Cluster
-from rest_em.planner.plan import Plan, outside_sampling
+from rest_em.planner.plan import Plan, outside_sampling, plan_sampling, plan_training
 from rest_em.planner.sampling import sampling_memory
 from rest_em.planner.sampling_setup import SamplingSetup
 from rest_em.planner.training import TrainingSetup, training_memory
@@ -36,7 +36,7 @@ class Change:
     """One thing that differs from what was asked.
 
     Example:
-        Change("training.gradient_checkpointing", "false", "true")
+        Change("training.activation_checkpointing", "false", "true")
     """
 
     name: str
@@ -268,7 +268,7 @@ def training_changes(plan: Plan, found: Candidate[TrainingSetup]) -> tuple[Chang
         ("training.optim", base.optim, setup.optim),
         ("training.per_device_train_batch_size", str(base.num_rows), str(setup.num_rows)),
         (
-            "training.gradient_checkpointing",
+            "training.activation_checkpointing",
             str(base.is_checkpointed).lower(),
             str(setup.is_checkpointed).lower(),
         ),
@@ -350,7 +350,7 @@ def _ways(plan: Plan, phase: Phase, every: Sequence[Candidate[Setup]]) -> tuple[
     """
     fastest: dict[frozenset[str], Candidate[Setup]] = {}
     for one in every:
-        if one.obstacle is None and one.fits:
+        if one.obstacle is None and one.fits and one.cluster.num_devices >= plan.cluster.num_devices:
             names = frozenset(change.name for change in _changes(plan, one))
             if names not in fastest or one.seconds < fastest[names].seconds:
                 fastest[names] = one
@@ -363,6 +363,23 @@ def _ways(plan: Plan, phase: Phase, every: Sequence[Candidate[Setup]]) -> tuple[
     return tuple(
         Way(phase, _changes(plan, one), one.spare_bytes, one.seconds, bool(one.altered))
         for one in (fastest[names] for names in kept[:MAX_WAYS])
+    )
+
+
+def plan_of(plan: Plan, choice: Choice) -> Plan:
+    """Return the plan of what a search has chosen."""
+    training = plan.training
+    return replace(
+        plan,
+        cluster=choice.cluster,
+        sampling=plan_sampling(plan.shape, choice.sampling.setup, choice.cluster, plan.workload),
+        training=plan_training(
+            plan.shape,
+            choice.training.setup,
+            choice.cluster,
+            num_examples=training.num_examples,
+            num_epochs=training.num_epochs,
+        ),
     )
 
 
@@ -430,7 +447,7 @@ def _choice_json(one: Choice) -> dict[str, Any]:
             "method": learning.method,
             "optim": learning.optim,
             "precision": learning.precision,
-            "gradient_checkpointing": learning.is_checkpointed,
+            "activation_checkpointing": learning.is_checkpointed,
             "per_device_train_batch_size": learning.num_rows,
             "reduce_bucket_size": learning.zero.reduce_bucket_size,
             "spare_bytes": one.training.spare_bytes,

@@ -74,7 +74,10 @@ class ZeroSettings:
         """
         bucket = min(max(hidden_size * hidden_size, SMALLEST_BUCKET), self.reduce_bucket_size, num_elements)
         return replace(
-            self.auto(hidden_size), reduce_bucket_size=bucket, prefetch_bucket_size=int(0.9 * bucket)
+            self.auto(hidden_size),
+            reduce_bucket_size=bucket,
+            allgather_bucket_size=bucket,
+            prefetch_bucket_size=int(0.9 * bucket),
         )
 
 
