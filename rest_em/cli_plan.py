@@ -125,7 +125,7 @@ def plan(
     found: dict[str, Any] = to_json(planned)
     result = search(planned, _clusters(gpus, gpu, cluster)) if searched else None
     if result is not None:
-        found["search"] = search_to_json(result)
+        found["search"] = search_to_json(result, planned)
     files: tuple[Path, ...] = ()
     if emitted is not None:
         files = _emit(_chosen(planned, result, emitted, recipe), loaded, recipe, emitted, overrides or [])

@@ -53,16 +53,18 @@ class Rejection:
     """Why a faster way to do a phase was not taken."""
 
     phase: Phase
+    candidate: Candidate[Any]
     changes: tuple[Change, ...]
-    """From what is recommended; where nothing is, from what was asked."""
+    """From what was asked."""
     instant: str
     component: str
     """The largest at that instant."""
     component_bytes: int
-    over_bytes: int
-    """What it lacks, what lies outside the framework included."""
-    seconds: float
-    """Of one E-step or one M-step."""
+
+    @property
+    def over_bytes(self) -> int:
+        """What it lacks, what lies outside the framework included."""
+        return -self.candidate.spare_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,9 @@ class Way:
     """Changes with which a phase that does not fit would."""
 
     phase: Phase
+    candidate: Candidate[Any]
     changes: tuple[Change, ...]
-    spare_bytes: int
-    seconds: float
-    is_altered: bool
-    """Whether something else would be drawn or learned."""
+    """From what was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,9 +328,7 @@ def _rejection(plan: Plan, phase: Phase, one: Candidate[Any]) -> Rejection:
     """Return where it exceeds the device, from the same memory as its plan's."""
     instant, components = peak_of(plan, one)
     largest = max(components, key=lambda name: components[name])
-    return Rejection(
-        phase, _changes(plan, one), instant, largest, components[largest], -one.spare_bytes, one.seconds
-    )
+    return Rejection(phase, one, _changes(plan, one), instant, largest, components[largest])
 
 
 def peak_of(plan: Plan, one: Candidate[Any]) -> tuple[str, dict[str, int]]:
@@ -341,6 +339,13 @@ def peak_of(plan: Plan, one: Candidate[Any]) -> tuple[str, dict[str, int]]:
         return drawn.instant, {**sizes, **outside_sampling(one.cluster, drawn.total_bytes)}
     memory = training_memory(plan.shape, one.setup, one.cluster, num_epochs=plan.training.num_epochs)
     return memory.peak.name, {**memory.peak.components, **memory.outside}
+
+
+def host_bytes(plan: Plan, one: Candidate[TrainingSetup]) -> int:
+    """Return what a way to train takes of each node's memory at its peak."""
+    return training_memory(
+        plan.shape, one.setup, one.cluster, num_epochs=plan.training.num_epochs
+    ).host_peak_bytes
 
 
 def _ways(plan: Plan, phase: Phase, every: Sequence[Candidate[Setup]]) -> tuple[Way, ...]:
@@ -361,8 +366,7 @@ def _ways(plan: Plan, phase: Phase, every: Sequence[Candidate[Setup]]) -> tuple[
         if not any(smaller < names for smaller in kept):
             kept.append(names)
     return tuple(
-        Way(phase, _changes(plan, one), one.spare_bytes, one.seconds, bool(one.altered))
-        for one in (fastest[names] for names in kept[:MAX_WAYS])
+        Way(phase, one, _changes(plan, one)) for one in (fastest[names] for names in kept[:MAX_WAYS])
     )
 
 
@@ -383,16 +387,16 @@ def plan_of(plan: Plan, choice: Choice) -> Plan:
     )
 
 
-def to_json(found: Search) -> dict[str, Any]:
+def to_json(found: Search, plan: Plan) -> dict[str, Any]:
     """Return a search as JSON values: bytes of a device, seconds and dollars of the whole run."""
     recommended = found.recommended
     return {
         "num_sampling": found.num_sampling,
         "num_training": found.num_training,
         "num_pairs": found.num_pairs,
-        "recommended": recommended and _choice_json(recommended),
-        "front": [_choice_json(one) for one in found.front],
-        "beyond": [_choice_json(one) for one in found.beyond],
+        "recommended": recommended and _choice_json(recommended, plan),
+        "front": [_choice_json(one, plan) for one in found.front],
+        "beyond": [_choice_json(one, plan) for one in found.beyond],
         "rejected": [
             {
                 "phase": one.phase,
@@ -401,7 +405,7 @@ def to_json(found: Search) -> dict[str, Any]:
                 "component": one.component,
                 "component_bytes": one.component_bytes,
                 "over_bytes": one.over_bytes,
-                "seconds": one.seconds,
+                "seconds": one.candidate.seconds,
             }
             for one in found.rejections
         ],
@@ -409,9 +413,10 @@ def to_json(found: Search) -> dict[str, Any]:
             {
                 "phase": one.phase,
                 "changes": _changes_json(one.changes),
-                "spare_bytes": one.spare_bytes,
-                "seconds": one.seconds,
-                "is_altered": one.is_altered,
+                "spare_bytes": one.candidate.spare_bytes,
+                "seconds": one.candidate.seconds,
+                "host_peak_bytes": host_bytes(plan, one.candidate) if one.phase == "training" else None,
+                "is_altered": bool(one.candidate.altered),
             }
             for one in found.ways
         ],
@@ -422,7 +427,7 @@ def _changes_json(changes: Sequence[Change]) -> list[dict[str, str]]:
     return [{"name": one.name, "before": one.before, "after": one.after} for one in changes]
 
 
-def _choice_json(one: Choice) -> dict[str, Any]:
+def _choice_json(one: Choice, plan: Plan) -> dict[str, Any]:
     drawing, learning = one.sampling.setup, one.training.setup
     return {
         "num_gpus": one.cluster.num_gpus,
@@ -451,6 +456,7 @@ def _choice_json(one: Choice) -> dict[str, Any]:
             "per_device_train_batch_size": learning.num_rows,
             "reduce_bucket_size": learning.zero.reduce_bucket_size,
             "spare_bytes": one.training.spare_bytes,
+            "host_peak_bytes": host_bytes(plan, one.training),
             "seconds": one.training.seconds,
         },
     }

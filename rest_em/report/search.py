@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rest_em.planner.candidates import offload_of
+from rest_em.planner.candidates import Candidate, offload_of
 from rest_em.planner.plan import Plan
-from rest_em.planner.search import Change, Choice, Rejection, Search, Way, devices
+from rest_em.planner.search import Change, Choice, Rejection, Search, Way, devices, host_bytes
+from rest_em.planner.training import TrainingSetup
 from rest_em.report.cells import table_of
 from rest_em.report.plan import dollars, duration, gib
 
@@ -26,23 +27,22 @@ def print_search(found: Search, plan: Plan, console: Console) -> None:
     for name in ("", "devices", "E-step", "M-step", "spare", "time", "cost"):
         table.add_column(name, justify="right" if name in ("spare", "time", "cost") else "left")
     for number, one in enumerate(found.front):
-        _add(table, one, "recommended" if number == 0 else "")
+        _add(table, plan, one, "recommended" if number == 0 else "")
     for one in found.beyond[:MAX_BEYOND]:
-        _add(table, one, "not as asked")
+        _add(table, plan, one, "not as asked")
     if table.row_count:
         console.print(table)
-    for line in (*_lines(found, plan),):
+    for line in _lines(found, plan):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _add(table: Table, one: Choice, mark: str) -> None:
+def _add(table: Table, plan: Plan, one: Choice, mark: str) -> None:
     drawing, learning = one.sampling.setup, one.training.setup
     parallel = f", TP {drawing.tensor_parallel}" if drawing.tensor_parallel > 1 else ""
     dtype = {2: "16 bit", 4: "32 bit"}[drawing.dtype_bytes]
-    offload = offload_of(learning)
     parts = [
         learning.strategy,
-        "" if offload == "none" else f"offload {offload}",
+        _offload(plan, one.training),
         learning.method,
         "" if "optim" not in one.training.altered else learning.optim,
         f"{learning.num_rows} a micro-batch",
@@ -70,7 +70,7 @@ def _lines(found: Search, plan: Plan) -> list[str]:
         ways = [one for one in found.ways if one.phase == phase]
         if ways:
             lines.append(f"{phase} as asked does not fit; it would with, the cheapest first:")
-            lines += [_way(one) for one in ways]
+            lines += [_way(plan, one) for one in ways]
     failing = {"sampling": plan.sampling.spare_bytes, "training": plan.training.memory.spare_bytes}
     helped = {one.phase for one in found.ways}
     for phase, spare in failing.items():
@@ -84,15 +84,27 @@ def _lines(found: Search, plan: Plan) -> list[str]:
 
 def _rejected(one: Rejection) -> str:
     return (
-        f"rejected: {one.phase} with {_told(one.changes)} would take {duration(one.seconds)}; at the instant "
-        f"{one.instant!r} {gib(one.over_bytes)} are lacking, most of it {one.component}, "
+        f"rejected: {one.phase} with {_told(one.changes)} would take {duration(one.candidate.seconds)}; at the "
+        f"instant {one.instant!r} {gib(one.over_bytes)} are lacking, most of it {one.component}, "
         f"{gib(one.component_bytes)}"
     )
 
 
-def _way(one: Way) -> str:
-    altered = "; this changes what is drawn or learned" if one.is_altered else ""
-    return f"  {_told(one.changes)} ({duration(one.seconds)} a phase, {gib(one.spare_bytes)} spare{altered})"
+def _offload(plan: Plan, one: Candidate[TrainingSetup]) -> str:
+    """Return what is offloaded and what that takes of a node's memory, at which the search does not look."""
+    offload = offload_of(one.setup)
+    return (
+        "" if offload == "none" else f"offload {offload} ({gib(host_bytes(plan, one))} of host memory a node)"
+    )
+
+
+def _way(plan: Plan, one: Way) -> str:
+    found = one.candidate
+    offload = _offload(plan, found) if one.phase == "training" else ""
+    host = f"; {offload}" if offload else ""
+    altered = "; this changes what is drawn or learned" if found.altered else ""
+    spare = f"{gib(found.spare_bytes)} spare{host}{altered}"
+    return f"  {_told(one.changes)} ({duration(found.seconds)} a phase, {spare})"
 
 
 def _told(changes: Sequence[Change]) -> str:

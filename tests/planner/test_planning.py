@@ -28,8 +28,8 @@ CONFIG = {
 """Llama 3 8B: 8,030,261,248 parameters."""
 
 
-def _recipe(folder: Path, config: dict[str, Any] | None = None, **more: Any) -> Path:
-    (folder / "model").mkdir()
+def write_recipe(folder: Path, config: dict[str, Any] | None = None, **more: Any) -> Path:
+    (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text(json.dumps(config or CONFIG))
     for name, start in (("train", 0), ("test", 500)):
         rows = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(start, start + 40)]
@@ -55,7 +55,7 @@ def _json(path: Path, *options: str) -> dict[str, Any]:
 
 
 def test_json_has_both_phases_in_bytes_seconds_and_dollars(tmp_path: Path) -> None:
-    plan = _json(_recipe(tmp_path), "--gpu", "h100", "--num-gpus", "8", "--strategy", "zero3")
+    plan = _json(write_recipe(tmp_path), "--gpu", "h100", "--num-gpus", "8", "--strategy", "zero3")
     assert plan["num_parameters"] == 8_030_261_248
     sampling, training = plan["sampling"], plan["training"]
     assert sampling["fits"] is True
@@ -77,7 +77,7 @@ def test_json_has_both_phases_in_bytes_seconds_and_dollars(tmp_path: Path) -> No
 def test_a_full_8b_model_in_fp32_masters_does_not_fit_on_one_card_and_zero3_fits_on_eight(
     tmp_path: Path,
 ) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     alone = _json(path, "--gpu", "h100", "--num-gpus", "1")["training"]
     assert alone["fits"] is False
     assert alone["is_certain_failure"] is True
@@ -88,7 +88,7 @@ def test_a_full_8b_model_in_fp32_masters_does_not_fit_on_one_card_and_zero3_fits
 
 
 def test_a_refusal_names_the_instant_the_shortfall_and_a_way_out(tmp_path: Path) -> None:
-    recipe = load_recipe(_recipe(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path))
     cluster = Cluster(gpu=find_gpu("l4", load_gpus()))
     plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
     with pytest.raises(
@@ -99,7 +99,7 @@ def test_a_refusal_names_the_instant_the_shortfall_and_a_way_out(tmp_path: Path)
 
 
 def test_lora_and_checkpointing_of_a_recipe_are_planned_for(tmp_path: Path) -> None:
-    path = _recipe(
+    path = write_recipe(
         tmp_path, lora={"r": 16, "target_modules": "all-linear"}, training={"activation_checkpointing": True}
     )
     training = _json(path, "--gpu", "l40s")["training"]
@@ -127,7 +127,7 @@ def test_methods_that_are_not_the_recipes_are_planned_for(tmp_path: Path) -> Non
 
 
 def test_batches_of_all_rows_at_the_cap_are_what_memory_follows(tmp_path: Path) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     few = _json(path, "--gpu", "h200", "--set", "training.per_device_train_batch_size=1")["training"]
     more = _json(path, "--gpu", "h200", "--set", "training.per_device_train_batch_size=4")["training"]
     assert more["peak_bytes"] > few["peak_bytes"]
@@ -176,27 +176,27 @@ def test_a_launch_file_says_the_stage(tmp_path: Path) -> None:
     ],
 )
 def test_each_mistake_is_told(tmp_path: Path, options: list[str], told: str) -> None:
-    result = CliRunner().invoke(app, ["plan", str(_recipe(tmp_path)), *options])
+    result = CliRunner().invoke(app, ["plan", str(write_recipe(tmp_path)), *options])
     assert result.exit_code != 0
     assert told in str(result.exception)
 
 
 def test_an_unknown_family_is_an_error_and_no_guess(tmp_path: Path) -> None:
-    path = _recipe(tmp_path, {**CONFIG, "model_type": "llama9"})
+    path = write_recipe(tmp_path, {**CONFIG, "model_type": "llama9"})
     result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "l4"])
     assert "model_type is 'llama9', which the planner does not know" in str(result.exception)
     assert "did you mean llama?" in str(result.exception)
 
 
 def test_a_model_without_a_configuration_is_told(tmp_path: Path) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     (tmp_path / "model" / "config.json").unlink()
     result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "l4"])
     assert "no such file; a model's folder has a config.json" in str(result.exception)
 
 
 def test_every_figure_that_is_explained_has_a_formula(tmp_path: Path) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     for options in (
         ["--strategy", "single"],
         ["--strategy", "ddp", "--num-gpus", "2"],
@@ -210,7 +210,7 @@ def test_every_figure_that_is_explained_has_a_formula(tmp_path: Path) -> None:
 
 
 def test_a_plan_for_people_has_a_bar_a_phase(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["plan", str(_recipe(tmp_path)), "--gpu", "h100"])
+    result = CliRunner().invoke(app, ["plan", str(write_recipe(tmp_path)), "--gpu", "h100"])
     assert result.exit_code == 0, result.output
     assert re.search(r"^sampling, [a-z]+: [0-9.]+ GiB of 79.20 GiB$", result.output, re.MULTILINE)
     assert re.search(r"^training, [a-z ]+: [0-9.]+ GiB of 79.20 GiB$", result.output, re.MULTILINE)
@@ -231,13 +231,13 @@ def test_the_trace_agrees_with_the_plan(tmp_path: Path) -> None:
         **CONFIG, "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 2048,
         "num_attention_heads": 8, "num_key_value_heads": 2,
     }  # fmt: skip
-    found = _json(_recipe(tmp_path, small), "--gpu", "l4", "--verify")["verified"]
+    found = _json(write_recipe(tmp_path, small), "--gpu", "l4", "--verify")["verified"]
     for one in found:
         assert one["planned_bytes"] == pytest.approx(one["traced_bytes"], rel=0.01)
 
 
 def test_the_plan_is_plain_json(tmp_path: Path) -> None:
-    recipe = load_recipe(_recipe(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path))
     cluster = Cluster(gpu=find_gpu("h100", load_gpus()))
     plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
     assert json.loads(json.dumps(to_json(plan), allow_nan=False)) == to_json(plan)
