@@ -83,8 +83,9 @@ def _lines(found: Search, plan: Plan) -> list[str]:
 
 
 def _rejected(one: Rejection) -> str:
+    took = duration(one.candidate.seconds)
     return (
-        f"rejected: {one.phase} with {_told(one.changes)} would take {duration(one.candidate.seconds)}; at the "
+        f"rejected: {one.phase} with {_told(one.changes)} would take {took}; at the "
         f"instant {one.instant!r} {gib(one.over_bytes)} are lacking, most of it {one.component}, "
         f"{gib(one.component_bytes)}"
     )
