@@ -18,9 +18,9 @@ from rest_em.planner.strategies import StateSetup
 from rest_em.planner.weights import Weight, Weights
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Progress:
-    """Bytes through a pass over the weights, the most while each weight is worked on.
+    """Bytes through a pass over the weights, the most while each one is worked on; no slots, for `peak` is kept.
 
     Example:
         Progress(num_elements=(100, 250), peaks=(400, 1000))
@@ -43,7 +43,7 @@ class Progress:
             last += 1
         return max(self.peaks[first : last + 1])
 
-    @property
+    @functools.cached_property
     def peak(self) -> int:
         """The most bytes of the whole pass."""
         return max(self.peaks, default=0)

@@ -34,6 +34,7 @@ SERVER_PAGE = 16
 """Tokens a page of a server's cache; half of a sequence's last one is empty."""
 
 
+@functools.lru_cache(maxsize=4096)
 def sampling_memory(shape: ModelShape, setup: SamplingSetup) -> SamplingMemory:
     """Return what one device holds while a full unit is drawn, all solutions running to the cap.
 

@@ -76,11 +76,12 @@ _FIRST_PROJECTION = re.compile(r"[qkv]_proj|qkv_proj|query_key_value|c_attn")
 _OUTPUT = re.compile(r"lm_head|embed_out")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Weights:
     """A model's weights in the order of `named_parameters`.
 
-    Neighbours with the same `count` above 1 are one layer's weights, repeated as a block.
+    Neighbours with the same `count` above 1 are one layer's weights, repeated as a block. Without slots, for
+    its sums are kept.
     """
 
     items: tuple[Weight, ...]
@@ -99,32 +100,32 @@ class Weights:
             )
         )
 
-    @property
+    @functools.cached_property
     def num_elements(self) -> int:
         """Of all weights."""
         return sum(one.num_elements * one.count for one in self.items)
 
-    @property
+    @functools.cached_property
     def num_trainable(self) -> int:
         """Elements that are trained."""
         return sum(one.num_elements * one.count for one in self.items if one.is_trainable)
 
-    @property
+    @functools.cached_property
     def num_frozen(self) -> int:
         """Elements that are not trained."""
         return self.num_elements - self.num_trainable
 
-    @property
+    @functools.cached_property
     def largest(self) -> int:
         """Elements of the largest weight."""
         return max((one.num_elements for one in self.items), default=0)
 
-    @property
+    @functools.cached_property
     def largest_trainable(self) -> int:
         """Elements of the largest weight that is trained."""
         return max((one.num_elements for one in self.items if one.is_trainable), default=0)
 
-    @property
+    @functools.cached_property
     def num_in_matmul(self) -> int:
         """Elements that are trained and that autocast casts."""
         return sum(
