@@ -140,9 +140,10 @@ def test_nothing_of_one_program_is_in_the_memory_or_the_folders_of_the_next(sand
 )  # fmt: skip
 def test_no_program_outlasts_its_limits_on_time(sandbox: Sandbox, program: str, how: str) -> None:
     started = time.monotonic()
-    limits = Limits(cpu_seconds=0.5, wall_seconds=1.0, memory_bytes=2**29)
+    wall_seconds = {"cpu": 4.0, "wall": 1.0}[how]  # a core that others use as well gives 0.5 s late
+    limits = Limits(cpu_seconds=0.5, wall_seconds=wall_seconds, memory_bytes=2**29)
     assert _script(sandbox, program, limits).ending.how == how
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < wall_seconds + 1.0
 
 
 def test_processes_of_a_program_end_with_it(sandbox: Sandbox) -> None:

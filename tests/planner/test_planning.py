@@ -112,7 +112,7 @@ def test_lora_and_checkpointing_of_a_recipe_are_planned_for(tmp_path: Path) -> N
 
 
 def test_methods_that_are_not_the_recipes_are_planned_for(tmp_path: Path) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     full, lora, qlora = (
         _json(path, "--gpu", "h100", "--method", name)["training"] for name in ("full", "lora", "qlora")
     )
@@ -218,7 +218,7 @@ def test_a_plan_for_people_has_a_bar_a_phase(tmp_path: Path) -> None:
 
 
 def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Path) -> None:
-    path = _recipe(tmp_path)
+    path = write_recipe(tmp_path)
     # as X4 of the worked numbers, of width 4096 and not 8192: half
     assert _json(path, "--gpu", "h100")["largest_tensor_parallel"] == pytest.approx(11.2 / 2, abs=0.05)
     assert _json(path, "--gpu", "cpu")["largest_tensor_parallel"] is None
