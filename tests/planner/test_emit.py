@@ -218,16 +218,9 @@ def test_what_rest_em_cannot_run_or_what_does_not_fit_is_not_emitted(folder: Pat
     assert "--emit out: NVMe takes an operator that DeepSpeed compiles" in nvme
     assert "plan without it, or with --search for what it can run" in nvme
     nothing = refusal(
-        "--gpu",
-        "rtx4090",
-        "--num-gpus",
-        "3",
-        "--set",
-        "training.optim=adamw_bnb_8bit",
-        "--search",
-        "--emit",
-        "out",
-    )
+        "--gpu", "rtx4090", "--num-gpus", "4", "--set", "training.optim=adamw_bnb_8bit", "--search",
+        "--emit", "out",
+    )  # fmt: skip
     assert "nothing that rest_em can run as recipe.yaml asks fits" in nothing
     assert not Path("out").exists()
 
