@@ -363,7 +363,8 @@ def test_the_light_verbs_load_neither_torch_nor_transformers(tmp_path: Path) -> 
         json.dumps({"model_type": "llama", "vocab_size": 99, **shape})
     )
     planned = ["plan", "tiny.yaml", "--gpu", "l4", "--json"]
-    for arguments in (["show", "tiny"], ["recipes", "list"], planned, ["--help"]):
+    searched = [*planned, "--num-gpus", "2", "--search", "--emit", "out"]
+    for arguments in (["show", "tiny"], ["recipes", "list"], planned, searched, ["--help"]):
         program = f"""
 import sys
 from rest_em.cli import main

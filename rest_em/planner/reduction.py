@@ -20,9 +20,7 @@ from rest_em.planner.weights import Weight, Weights
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes through a pass over the weights, the most while each one is worked on.
-
-    Without slots, for `peak` is kept.
+    """Bytes through a pass over the weights, the most while each one is worked on; no slots: `peak` is kept.
 
     Example:
         Progress(num_elements=(100, 250), peaks=(400, 1000))

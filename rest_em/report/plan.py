@@ -187,6 +187,8 @@ def _print_totals(plan: Plan, console: Console) -> None:
             f"tensor parallelism, for an engine of your own: worth it up to {degree:.1f} devices over "
             f"{plan.cluster.gpu.link}"
         )
+    if not plan.fits:
+        lines.append("it does not fit as asked; --search names the changes with which it would")
     failures = plan.failures
     if failures is not None:
         lines.append(
