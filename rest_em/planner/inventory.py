@@ -38,6 +38,7 @@ def weights_of(shape: ModelShape, adapter: Adapter | None = None) -> Weights:
     return Weights(tuple(items))
 
 
+@functools.lru_cache(maxsize=256)
 def active_parameters(shape: ModelShape) -> int:
     """Return the parameters that one token is multiplied with.
 

@@ -217,10 +217,11 @@ def _sharded_states(weights: Weights, setup: StateSetup, kind: Optimizer, rank: 
         "offload buffer": element_bytes * weights.largest_trainable if is_offloaded else 0,
     }
     is_several = setup.accumulation > 1
-    first, left = sharded_gradients(weights, setup.passes, rank, is_later=False, is_last=not is_several)
+    passes = setup.passes
+    first, left = sharded_gradients(weights, passes, rank, is_later=False, is_last=not is_several)
     last, after = first, left
     if is_several:
-        last, after = sharded_gradients(weights, setup.passes, rank, is_later=True, is_last=True)
+        last, after = sharded_gradients(weights, passes, rank, is_later=True, is_last=True)
     # setup_buckets: ZeRO-1's stay from the first micro-step to the reduction after the last.
     is_contiguous = setup.zero.contiguous_gradients or is_offloaded
     bucket = element_bytes * setup.zero.reduce_bucket_size * setup.num_buckets if is_contiguous else 0

@@ -111,36 +111,36 @@ class StateSetup:
 
     def __post_init__(self) -> None:
         for problem, is_there in (
-            (f"num_ranks {self.num_ranks}; at least 1 is wanted", self.num_ranks < 1),
+            ("num_ranks {0.num_ranks}; at least 1 is wanted", self.num_ranks < 1),
             (
-                f"local_ranks {self.local_ranks} of num_ranks {self.num_ranks}; 1 to all of them are wanted",
+                "local_ranks {0.local_ranks} of num_ranks {0.num_ranks}; 1 to all of them are wanted",
                 not 1 <= self.local_ranks <= max(1, self.num_ranks),
             ),
-            (f"accumulation {self.accumulation}; at least 1 is wanted", self.accumulation < 1),
+            ("accumulation {0.accumulation}; at least 1 is wanted", self.accumulation < 1),
             (
-                f"strategy single on {self.num_ranks} ranks; ddp or a ZeRO stage shares them out",
+                "strategy single on {0.num_ranks} ranks; ddp or a ZeRO stage shares them out",
                 self.strategy == "single" and self.num_ranks > 1,
             ),
             (
-                f"precision {self.precision} under {self.strategy}; DeepSpeed takes fp32 or bf16, "
+                "precision {0.precision} under {0.strategy}; DeepSpeed takes fp32 or bf16, "
                 "without it fp32 or autocast",
                 self.precision == ("autocast" if self.is_deepspeed else "bf16"),
             ),
             (
-                f"an offload under {self.strategy}; only DeepSpeed offloads",
+                "an offload under {0.strategy}; only DeepSpeed offloads",
                 not self.is_deepspeed and (self.offload_optimizer, self.offload_param) != ("none", "none"),
             ),
             (
-                f"offload_param {self.offload_param} under {self.strategy}; only zero3 offloads parameters",
+                "offload_param {0.offload_param} under {0.strategy}; only zero3 offloads parameters",
                 self.offload_param != "none" and self.strategy != "zero3",
             ),
             (
-                f"offload_optimizer nvme under {self.strategy}; only zero3 swaps to NVMe",
+                "offload_optimizer nvme under {0.strategy}; only zero3 swaps to NVMe",
                 self.offload_optimizer == "nvme" and self.strategy != "zero3",
             ),
         ):
             if is_there:
-                raise PlanError(f"the strategy cannot be planned for: {problem}")
+                raise PlanError(f"the strategy cannot be planned for: {problem.format(self)}")
 
     @property
     def is_deepspeed(self) -> bool:

@@ -86,6 +86,13 @@ class Weights:
 
     items: tuple[Weight, ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self.items)
+
     @classmethod
     def of(cls, named: Sequence[tuple[str, int, bool]], *, is_tied: bool = False) -> Weights:
         """Return the inventory of named parameters: name, elements, whether trained.
@@ -168,7 +175,7 @@ class Weights:
 
     def expanded(self) -> tuple[Weight, ...]:
         """Return every weight by itself, layer after layer, as the optimiser has them."""
-        return tuple(weight for weight, _ in _with_layers(self.items))
+        return tuple(weight for weight, _ in _with_layers(self))
 
     def group_sizes(self) -> tuple[tuple[int, ...], ...]:
         """Return the elements of each trained weight, by the optimiser's groups: with decay, and without."""
@@ -191,14 +198,14 @@ class Weights:
 
     def layers(self) -> tuple[tuple[int, str], ...]:
         """Return for each weight of `expanded` what it shares with the other weights of its layer only."""
-        return tuple(layer for _, layer in _with_layers(self.items))
+        return tuple(layer for _, layer in _with_layers(self))
 
 
 @functools.lru_cache(maxsize=64)
-def _with_layers(items: tuple[Weight, ...]) -> tuple[tuple[Weight, tuple[int, str]], ...]:
+def _with_layers(weights: Weights) -> tuple[tuple[Weight, tuple[int, str]], ...]:
     """Return every weight and what tells its layer from the next."""
     found = []
-    for block, (count, neighbours) in enumerate(groupby(items, key=lambda one: one.count)):
+    for block, (count, neighbours) in enumerate(groupby(weights.items, key=lambda one: one.count)):
         layer = tuple(replace(one, count=1) for one in neighbours)
         for repetition in range(count):
             for weight in layer:
@@ -220,7 +227,7 @@ def _group_sizes(weights: Weights) -> tuple[tuple[int, ...], ...]:
 @functools.lru_cache(maxsize=64)
 def _modules(weights: Weights) -> tuple[tuple[int, ...], ...]:
     modules: list[tuple[int, ...]] = []
-    for _, layer in groupby(enumerate(_with_layers(weights.items)), key=lambda one: one[1][1]):
+    for _, layer in groupby(enumerate(_with_layers(weights)), key=lambda one: one[1][1]):
         placed = sorted((_position(weight.name), index) for index, (weight, _) in layer)
         for _, module in groupby(placed, key=lambda one: one[0]):
             modules.append(tuple(index for _, index in module))
