@@ -1,16 +1,18 @@
 """The planned memory of a training step beside a trace of the real class, over the whole matrix.
 
-    python benchmarks/soak_planner.py [FAMILY ...]
+    python benchmarks/soak_planner.py [--every 5] [MODEL ...]
 
 Every family x {full, LoRA} x checkpointing x rows x length x precision, a micro-step of five small layers
 each; and settings that change what a family's layers do, with one batch. One row has transformers' loss over
 all tokens, four have the M-step's and dropout before the adapters; adapters are bf16 in a bf16 step and
 otherwise fp32, as under DeepSpeed and without. Prints a line for each, with the errors of the forward and the
-backward pass's peak and of the larger of both; exit status 1 where one is beyond 1 %.
+backward pass's peak and of the larger of both; exit status 1 where one is beyond 1 %. `--every 5` takes each
+fifth micro-step, every model's beginning at another one.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import logging
 import statistics
@@ -78,7 +80,7 @@ def setups(family: str, batches: Sequence[tuple[int, int]]) -> Iterator[StepSetu
         yield setup
 
 
-def errors_of(name: str) -> list[tuple[float, float, float]]:
+def errors_of(name: str, every: int) -> list[tuple[float, float, float]]:
     """Return a model's errors, one triple a micro-step: of the forward, the backward, and the whole peak."""
     from rest_em.tracing import trace_step
 
@@ -87,7 +89,8 @@ def errors_of(name: str) -> list[tuple[float, float, float]]:
     family, changes = MODELS[name]
     config = type(config_of(family)).from_dict({**config_of(family).to_dict(), **changes})
     shape, found = shape_of(config.to_dict()), []
-    for setup in setups(family, BATCHES[-1:] if changes else BATCHES):
+    steps = list(setups(family, BATCHES[-1:] if changes else BATCHES))
+    for setup in steps[list(MODELS).index(name) % every :: every]:
         meter, planned = trace_step(config, setup), {"forward": 0, "backward": 0}
         for one in instants_of(shape, setup):
             phase = "backward" if "backward" in one.name else "forward"
@@ -112,11 +115,20 @@ def line(name: str, errors: Sequence[tuple[float, float, float]]) -> str:
 
 def main() -> None:
     """Print the table."""
-    names = sys.argv[1:] or list(MODELS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    arguments = parser.parse_args()
+    names = arguments.models or list(MODELS)
+    if not set(names) <= set(MODELS):
+        parser.error(f"models are {'; '.join(MODELS)}")
     print("| model | cases | forward, median / worst | backward | peak |\n|---|---:|---:|---:|---:|")
-    total = []
+    total: list[tuple[float, float, float]] = []
     with ProcessPoolExecutor() as pool:
-        for name, errors in zip(names, pool.map(errors_of, names), strict=True):
+        found = pool.map(errors_of, names, itertools.repeat(arguments.every))
+        for name, errors in zip(names, found, strict=False):
             total += errors
             print(line(name, errors), flush=True)
     print(line("all", total))
