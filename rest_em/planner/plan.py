@@ -218,6 +218,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "model": plan.model,
         "num_parameters": weights_of(plan.shape).num_elements,
+        "num_active_parameters": active_parameters(plan.shape),
         "gpu": plan.cluster.gpu.name,
         "num_gpus": plan.cluster.num_gpus,
         "num_nodes": plan.cluster.num_nodes,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rest_em.planner.hardware import Gpu
-from rest_em.planner.inventory import weights_of
+from rest_em.planner.inventory import active_parameters, weights_of
 from rest_em.planner.plan import Plan
 from rest_em.planner.provenance import explain
 from rest_em.planner.training import Comparison
@@ -63,8 +63,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan."""
     shape, cluster = plan.shape, plan.cluster
     total = weights_of(shape).num_elements
+    active = f" ({active_parameters(shape) / 1e9:.3f}e9 active)" if shape.experts else ""
     console.print(
-        f"{plan.model}: {shape.family}, {total / 1e9:.3f}e9 parameters, on {cluster.num_devices} x "
+        f"{plan.model}: {shape.family}, {total / 1e9:.3f}e9 parameters{active}, on {cluster.num_devices} x "
         f"{cluster.gpu.name} ({gib(cluster.gpu.usable_bytes)} usable each)",
         soft_wrap=True,
         markup=False,

@@ -226,6 +226,15 @@ def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Pa
     assert "for an engine of your own: worth it up to 5.6 devices over " in result.output
 
 
+def test_a_mixture_is_told_by_its_total_and_its_active_parameters(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, {"model_type": "mixtral"})  # that of 8 x 7B
+    plan = _json(path, "--gpu", "h100", "--num-gpus", "8", "--strategy", "zero3")
+    assert plan["num_parameters"] == 46_702_792_704
+    assert plan["num_active_parameters"] == 12_748_853_248
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "h100"])
+    assert "46.703e9 parameters (12.749e9 active)" in result.output
+
+
 def test_the_trace_agrees_with_the_plan(tmp_path: Path) -> None:
     small = {
         **CONFIG, "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704, "vocab_size": 2048,
