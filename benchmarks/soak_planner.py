@@ -43,7 +43,10 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         },
     }),
     "gpt2, no dropout": ("gpt2", {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}),
-    "gpt_neox, in sequence": ("gpt_neox", {"use_parallel_residual": False, "hidden_dropout": 0.1}),
+    "gpt_neox, in sequence": (
+        "gpt_neox",
+        {"use_parallel_residual": False, "hidden_dropout": 0.1, "hidden_act": "gelu_fast"},
+    ),
     "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "starcoder2, dropout": ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}),
     "qwen2_moe, all sparse": ("qwen2_moe", {"mlp_only_layers": [], "norm_topk_prob": True}),

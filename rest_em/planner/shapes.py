@@ -118,7 +118,7 @@ class ModelShape:
 
 FAMILIES = frozenset(DEFAULTS)
 """What transformers calls the families that the planner knows; Qwen2.5 is `qwen2`, SmolLM2 is `llama`."""
-ACTIVATIONS = frozenset(["silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new"])
+ACTIVATIONS = frozenset(["silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 """Those whose operations the planner knows."""
 _REMEDY = "name a model of a known family, or one whose shapes and layers are a known family's"
 
