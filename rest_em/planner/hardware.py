@@ -77,6 +77,10 @@ class Gpu:
         assert peak is not None, "a device is loaded with one of the two"
         return peak
 
+    def flops_of(self, itemsize: int) -> float:
+        """FLOP a second of products of 2-byte or 4-byte numbers; half where float32's are not known."""
+        return self.peak_flops if itemsize == 2 else self.fp32_flops or self.peak_flops / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:

@@ -19,8 +19,11 @@ _QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"
 _TIMEOUT_SECONDS = 2.0
 _CLOCK = 2.5e9
 """Cycles a second where /proc/cpuinfo does not tell."""
-_FP32_A_CYCLE = (("avx512f", 32), ("avx2", 16), ("asimd", 8))
-"""Flag of /proc/cpuinfo, the best first, and the float32 FLOP a cycle and core that it stands for."""
+_FP32_A_CYCLE = (("avx512f", 32), ("avx2", 32), ("asimd", 16))
+"""Flag of /proc/cpuinfo, the best first, and the float32 FLOP a cycle and core that it stands for.
+
+Of two units that multiply and add; AVX-512 comes with one of its full width or two, and one is taken.
+"""
 _OTHER_FP32_A_CYCLE = 4
 _BF16_A_CYCLE = (("amx_bf16", 1024), ("avx512_bf16", 64))
 """The same for bfloat16; amx_bf16 is half of its peak, which no matrix of ours keeps fed."""

@@ -17,6 +17,7 @@ from rest_em.planner.sampling_setup import SamplingMemory, SamplingSetup
 from rest_em.planner.sampling_speed import Rates, SamplingSpeed, estimate_speed
 from rest_em.planner.shapes import ModelShape
 from rest_em.planner.textbook import largest_tensor_parallel
+from rest_em.planner.timing import CPU_COMPUTE_EFFICIENCY
 from rest_em.planner.training import (
     LIBRARY_BYTES,
     PYTHON_BYTES,
@@ -180,8 +181,11 @@ def sampling_speed(
     if workload.num_train is None:
         return None
     gpu, node = cluster.gpu, replace(cluster, num_nodes=1)  # devices that share a model are on one node
-    flops = gpu.peak_flops if setup.dtype_bytes == 2 else gpu.fp32_flops or gpu.peak_flops / 2
-    rates = Rates(flops=flops, bandwidth=gpu.bandwidth, link_bandwidth=node.slowest_link)
+    rates = Rates(
+        flops=gpu.flops_of(setup.dtype_bytes), bandwidth=gpu.bandwidth, link_bandwidth=node.slowest_link
+    )
+    if gpu.name == "cpu":
+        rates = replace(rates, flops_share=CPU_COMPUTE_EFFICIENCY)
     return estimate_speed(
         shape, setup, rates, num_problems=workload.num_train, num_devices=cluster.num_devices
     )

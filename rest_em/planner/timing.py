@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from rest_em.planner import textbook
-from rest_em.planner.hardware import Cluster
+from rest_em.planner.hardware import Cluster, Gpu
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 
 COMPUTE_EFFICIENCY = 0.40
 """Share of the peak FLOP rate that Hugging Face training reaches; 0.40 to 0.45 is usual."""
+CPU_COMPUTE_EFFICIENCY = 0.75
+"""The same of a processor: 62 of 78 GFLOP/s measured on an AVX2 core, a step of 135M parameters in float32."""
 BANDWIDTH_EFFICIENCY = 0.70
 """Share of the memory's rate that Adam's step reaches; inferred, not measured."""
 LAUNCH_SECONDS = 7e-6
@@ -96,6 +98,8 @@ class TrainingWork:
     """Whether the optimiser's states and step are the host's."""
     offloads_parameters: bool = False
     """Whether the weights are the host's too; of ZeRO-3 alone."""
+    itemsize: Literal[2, 4] = 2
+    """Bytes of the numbers that are multiplied: 2 under autocast, too."""
     causal: bool = True
     """Whether attention skips what is masked, as flash attention does."""
 
@@ -103,6 +107,11 @@ class TrainingWork:
     def has_frozen_parameters(self) -> bool:
         """Say whether some weights need no gradient, as with LoRA."""
         return self.trainable_parameters < self.num_parameters
+
+
+def efficiency_of(gpu: Gpu) -> Efficiency:
+    """Return what of a device's rates is taken to be reached."""
+    return Efficiency(compute=CPU_COMPUTE_EFFICIENCY) if gpu.name == "cpu" else Efficiency()
 
 
 def training_flops(work: TrainingWork) -> float:
@@ -153,9 +162,9 @@ def training_seconds(cluster: Cluster, work: TrainingWork, efficiency: Efficienc
 
     Source: Rajbhandari et al. 2021, ZeRO-Infinity, section 4 (efficiency as compute against bandwidth).
     """
-    reached = efficiency or Efficiency()
+    reached = efficiency or efficiency_of(cluster.gpu)
     devices = cluster.num_devices
-    compute = training_flops(work) / (cluster.gpu.peak_flops * reached.compute)
+    compute = training_flops(work) / (cluster.gpu.flops_of(work.itemsize) * reached.compute)
     communication = traffic_bytes(work, devices) / cluster.slowest_link
     passes = 4 if work.recomputes else 3
     launches = work.num_micro_batches * passes * LAUNCHES_A_LAYER * work.num_layers * reached.launch_seconds

@@ -302,9 +302,10 @@ def training_time(
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = (
         "ddp" if setup.strategy == "single" else setup.strategy
     )
+    unread = 1 - setup.step.num_kept / setup.longest  # positions whose logits are not computed
     work = TrainingWork(
         num_parameters=weights.num_elements,
-        active_parameters=active_parameters(shape),
+        active_parameters=active_parameters(shape) - round(unread * shape.vocab_size * shape.hidden_size),
         trainable_parameters=weights.num_trainable,
         num_layers=shape.num_layers,
         attention_width=shape.query_width,
@@ -315,6 +316,7 @@ def training_time(
         recomputes=setup.is_checkpointed,
         offloads_optimiser=setup.offload_optimizer != "none",
         offloads_parameters=setup.offload_param != "none",
+        itemsize=4 if setup.precision == "fp32" else 2,
     )
     step = training_seconds(cluster, work)
     num_steps = num_epochs * max(1, math.ceil(num_examples / setup.global_batch_size))

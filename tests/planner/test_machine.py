@@ -70,7 +70,7 @@ def test_the_processors_rate_is_cores_times_clock_times_its_vector_unit(
     monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     cpu = local_cpu(root)
     assert (cpu.name, cpu.memory_bytes, cpu.usable_bytes) == ("cpu", 16 * GIB, 16 * GIB)
-    assert (cpu.fp32_flops, cpu.bf16_flops) == (4 * 2e9 * 16, None)
+    assert (cpu.fp32_flops, cpu.bf16_flops) == (4 * 2e9 * 32, None)
     assert (cpu.bandwidth, cpu.confidence, cpu.context_bytes) == (40e9, "low", 0)
     write(root, "proc/cpuinfo", "flags : avx2 avx512f avx512_bf16 amx_bf16\n")
     cpu = local_cpu(root)

@@ -125,3 +125,12 @@ def test_launches_are_the_floor_of_a_small_step() -> None:
     found = training_seconds(ALONE, small, replace(ALL, launch_seconds=1e-5))
     assert found.launches == pytest.approx(4 * 40 * 10 * 1e-5)
     assert found.total == pytest.approx(0.016 + 0.028)
+
+
+def test_float32_and_a_processor_have_rates_of_their_own() -> None:
+    exact = replace(GPU, fp32_flops=20e12)
+    single = replace(WORK, itemsize=4)
+    assert training_seconds(Cluster(gpu=exact), single, ALL).compute == pytest.approx(0.2424 * 5)
+    assert training_seconds(ALONE, single, ALL).compute == pytest.approx(0.2424 * 2)  # nothing is known of it
+    slow, fast = (training_seconds(Cluster(gpu=replace(GPU, name=name)), WORK) for name in ("round", "cpu"))
+    assert slow.compute / fast.compute == pytest.approx(0.75 / 0.40)
