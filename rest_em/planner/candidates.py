@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from rest_em.planner.activations import Instant, instants_of
+from rest_em.planner.activations import instants_of
 from rest_em.planner.adapters import adapter_of
 from rest_em.planner.hardware import Cluster
 from rest_em.planner.inventory import weights_of
@@ -23,8 +23,10 @@ from rest_em.planner.states import ModelStates, model_states
 from rest_em.planner.strategies import DEVICES_OF, Placement, Strategy, ZeroSettings
 from rest_em.planner.training import (
     Method,
+    Moment,
     TrainingSetup,
     instants_with,
+    moments_with,
     outside_of,
     state_setup,
     training_time,
@@ -199,21 +201,24 @@ def _of_family(
             offload_param=on_param,
             zero=zero if family.strategy.startswith("zero") else base.zero,
         )
-        moments = instants_of(shape, setup.step)
+        played = instants_of(shape, setup.step)
+        moments: tuple[Moment, ...] = ()
+        is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
         seconds = training_time(
             shape, setup, cluster, num_examples=num_examples, num_epochs=plan.training.num_epochs
         ).seconds
         for optim in optimizers:
             one = setup if optim == setup.optim else replace(setup, optim=optim)
-            is_accumulating = setup.num_micro_steps(cluster.num_devices) > 1
             states = known.get((optim, is_accumulating))
             if states is None:  # of what else differs here they depend on nothing that is looked at
                 states = model_states(family.weights, state_setup(one, cluster, family.weights))
                 known[optim, is_accumulating] = states
+            if not moments:
+                moments = moments_with(states, played, family.weights, setup, cluster.num_devices)
             yield Candidate(
                 cluster=cluster,
                 setup=one,
-                spare_bytes=_spare(states, moments, family.weights, one, cluster),
+                spare_bytes=_spare(states, moments, one, cluster),
                 seconds=seconds,
                 obstacle=obstacle_of(one),
                 altered=_altered(base, one),
@@ -230,15 +235,8 @@ def _mean_length(plan: Plan, num_rows: int) -> float:
     return mean_padded(mean, plan.training.setup.longest, num_rows)
 
 
-def _spare(
-    states: ModelStates,
-    moments: Sequence[Instant],
-    weights: Weights,
-    setup: TrainingSetup,
-    cluster: Cluster,
-) -> int:
-    instants = instants_with(states, moments, weights, setup, cluster.num_devices)
-    peak = max([one.total_bytes for one in instants])
+def _spare(states: ModelStates, moments: Sequence[Moment], setup: TrainingSetup, cluster: Cluster) -> int:
+    peak = max([one.total_bytes for one in instants_with(states, moments)])
     return cluster.gpu.usable_bytes - peak - sum(outside_of(states, setup, cluster, peak).values())
 
 

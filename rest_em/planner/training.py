@@ -164,7 +164,8 @@ def training_memory(
     """
     weights = weights_of(shape, setup.adapter)
     states = model_states(weights, state_setup(setup, cluster, weights))
-    instants = instants_with(states, instants_of(shape, setup.step), weights, setup, cluster.num_devices)
+    played = instants_of(shape, setup.step)
+    instants = instants_with(states, moments_with(states, played, weights, setup, cluster.num_devices))
     peak_bytes = max(one.total_bytes for one in instants)
     host = max(
         (states.host_loading, _sum(states.host, states.host_saving)), key=lambda one: sum(one.values())
@@ -181,34 +182,52 @@ def training_memory(
     )
 
 
-def instants_with(
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """An instant of a micro-step without what is always held: the same whatever the optimiser."""
+
+    name: str
+    is_backward: bool
+    parts: Mapping[str, int]
+    total_bytes: int
+
+
+def moments_with(
     states: ModelStates,
-    moments: Sequence[Instant],
+    instants: Sequence[Instant],
     weights: Weights,
     setup: TrainingSetup,
     num_devices: int,
-) -> tuple[InstantBytes, ...]:
-    """Return all instants of an M-step: loading, those of a micro-step with what is held, and the step."""
+) -> tuple[Moment, ...]:
+    """Return the instants of a micro-step with the gradients and gathered weights of the strategy."""
     embedding = weights.items[0].num_elements
     is_accumulating = setup.num_micro_steps(num_devices) > 1
-    resident = sum(states.forward.values())
-    before = resident + sum(states.accumulated.values())
-    within = resident + sum(states.backward_buffers.values())
-    gathered = states.gathering.forward.peak
     always = {}
     if setup.method == "qlora":
         always["dequantised weight"] = 2 * weights.largest_quantised
-    found = [InstantBytes("loading", (states.loading,), sum(states.loading.values()))]
-    for moment in moments:
-        if "backward" in moment.name:
-            parts = _in_backward(moment, states, setup, embedding, is_accumulating=is_accumulating) | always
-            all_parts = (states.forward, states.backward_buffers, parts)
-            found.append(InstantBytes(moment.name, all_parts, within + sum(parts.values())))
+    found = []
+    for instant in instants:
+        is_backward = "backward" in instant.name
+        if is_backward:
+            parts = _in_backward(instant, states, setup, embedding, is_accumulating=is_accumulating) | always
         else:
-            parts = _of_moment(moment) | always
-            parts["gathered weights"] = gathered
-            all_parts = (states.forward, states.accumulated, parts)
-            found.append(InstantBytes(moment.name, all_parts, before + sum(parts.values())))
+            parts = _of_moment(instant) | always
+            parts["gathered weights"] = states.gathering.forward.peak
+        found.append(Moment(instant.name, is_backward, parts, sum(parts.values())))
+    return tuple(found)
+
+
+def instants_with(states: ModelStates, moments: Sequence[Moment]) -> tuple[InstantBytes, ...]:
+    """Return all instants of an M-step: loading, those of a micro-step with what is held, and the step."""
+    held = {
+        False: (states.forward, states.accumulated),
+        True: (states.forward, states.backward_buffers),
+    }
+    sizes = {is_backward: sum(sum(one.values()) for one in parts) for is_backward, parts in held.items()}
+    found = [InstantBytes("loading", (states.loading,), sum(states.loading.values()))]
+    for one in moments:
+        parts = (*held[one.is_backward], one.parts)
+        found.append(InstantBytes(one.name, parts, sizes[one.is_backward] + one.total_bytes))
     found.append(InstantBytes("optimiser step", (states.step,), sum(states.step.values())))
     return tuple(found)
 
