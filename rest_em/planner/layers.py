@@ -185,10 +185,12 @@ def rotate(model: Pass, value: Value, positions: Positions) -> Value:
     """Return queries or keys with their positions in them. Source: apply_rotary_pos_emb."""
     tape = model.tape
     turned = multiply(tape, value, positions.cosines)
+    return add(tape, turned, multiply(tape, _rotate_half(tape, value), positions.sines))
+
+
+def _rotate_half(tape: Tape, value: Value) -> Value:
     first, second = part(tape, value, value.num_elements // 2), part(tape, value, value.num_elements // 2)
-    half = join(tape, [scale(tape, second), first])
-    del first, second
-    return add(tape, turned, multiply(tape, half, positions.sines))
+    return join(tape, [scale(tape, second), first])
 
 
 def rotate_in_part(model: Pass, value: Value, positions: Positions) -> Value:
