@@ -20,6 +20,7 @@ from rest_em.errors import PlanError
 from rest_em.planner.candidates import obstacle_of
 from rest_em.planner.plan import Plan
 from rest_em.planner.training import TrainingSetup
+from rest_em.recipe.document import Document, apply_options, dump
 
 ACCELERATE, DEEPSPEED, OVERRIDES, COMMAND = "accelerate.yaml", "deepspeed.json", "overrides.yaml", "launch.sh"
 FILES = frozenset({ACCELERATE, DEEPSPEED, OVERRIDES, COMMAND})
@@ -160,16 +161,10 @@ def _yaml_value(value: Any) -> str:
 
 def _overrides_yaml(recipe: Path, options: Sequence[str]) -> str:
     """Return the keys as a recipe has them, to be read or pasted."""
-    nested: dict[str, Any] = {}
-    for option in options:
-        key, _, text = option.partition("=")
-        *sections, last = key.split(".")
-        place = nested
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = yaml.safe_load(text)
+    document = Document(OVERRIDES)
+    apply_options(document, options)
     head = f"# What the plan changes of {recipe}; {COMMAND} says the same with --set.\n"
-    return head + yaml.safe_dump(nested, sort_keys=False)
+    return head + dump(document.values)
 
 
 def _command(plan: Plan, recipe: Path, folder: Path, options: Sequence[str]) -> str:
@@ -185,6 +180,8 @@ def _command(plan: Plan, recipe: Path, folder: Path, options: Sequence[str]) -> 
         words += ["--main_process_port", '"${MAIN_PROCESS_PORT:-29500}"']
     if plan.cluster.gpu.name == "cpu":
         before.append("export CUDA_VISIBLE_DEVICES=  # planned for the processor")
+    else:  # the allocator then takes less beyond what is allocated
+        before.append('export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"')
     lines = [" ".join(words), f"  -m rest_em run {shlex.quote(str(recipe))}"]
     lines += [f"  --set {shlex.quote(option)}" for option in options]
     lines[-1] += ' "$@"'

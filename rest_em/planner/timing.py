@@ -19,7 +19,7 @@ Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
 COMPUTE_EFFICIENCY = 0.40
 """Share of the peak FLOP rate that Hugging Face training reaches; 0.40 to 0.45 is usual."""
 CPU_COMPUTE_EFFICIENCY = 0.75
-"""The same of a processor: 62 of 78 GFLOP/s measured on an AVX2 core, a step of 135M parameters in float32."""
+"""The same of a processor: 62 of 78 GFLOP/s measured on one AVX2 core, of 135M parameters in float32."""
 BANDWIDTH_EFFICIENCY = 0.70
 """Share of the memory's rate that Adam's step reaches; inferred, not measured."""
 LAUNCH_SECONDS = 7e-6

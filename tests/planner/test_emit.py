@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from rest_em.cli import app
 from rest_em.errors import PlanError
 from rest_em.planning import Launch
+from rest_em.recipe.document import read_document
 from rest_em.storage import read_json
 
 NAMES = ["accelerate.yaml", "deepspeed.json", "launch.sh", "overrides.yaml"]
@@ -223,6 +224,16 @@ def test_what_rest_em_cannot_run_or_what_does_not_fit_is_not_emitted(folder: Pat
     )  # fmt: skip
     assert "nothing that rest_em can run as recipe.yaml asks fits" in nothing
     assert not Path("out").exists()
+
+
+def test_overrides_are_read_as_a_recipe_reads_them(folder: Path) -> None:
+    plan("--gpu", "h100", "--set", "training.learning_rate=1e-4", "--set", "lora.r=8", "--emit", "out")
+    found = read_document(Path("out/overrides.yaml"))
+    assert found.values["training"]["learning_rate"] == 1e-4
+    assert found.values["lora"] == {"r": 8}
+    command = Path("out/launch.sh").read_text()
+    assert "--set training.learning_rate=1e-4" in command
+    assert "expandable_segments:True" in command
 
 
 def test_a_configuration_of_deepspeed_is_planned_for_as_it_says(folder: Path) -> None:
