@@ -135,14 +135,14 @@ def training_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[Trai
     if rest:
         return
     rows = [size for size in range(1, min(share, MAX_ROWS) + 1) if share % size == 0]
-    for family in _families(plan, cluster.num_devices):
+    for family in _families(plan, cluster):
         yield from _of_family(plan, cluster, family, rows)
 
 
-def _families(plan: Plan, num_devices: int) -> Iterator[_Family]:
+def _families(plan: Plan, cluster: Cluster) -> Iterator[_Family]:
     base, shape = plan.training.setup, plan.shape
     is_half = base.precision != "fp32"
-    for method, (strategy, offload) in itertools.product(_methods(base), _strategies(num_devices)):
+    for method, (strategy, offload) in itertools.product(_methods(base), _strategies(cluster)):
         is_deepspeed = strategy.startswith("zero")
         if method == "qlora" and is_deepspeed:  # bitsandbytes' weights are not flattened
             continue
@@ -166,12 +166,15 @@ def _methods(base: TrainingSetup) -> tuple[Method, ...]:
     return (base.method, *(one for one in known if one != base.method))
 
 
-def _strategies(num_devices: int) -> list[tuple[Strategy, Placement]]:
-    """Return the strategies with what each can offload, the simplest first."""
+def _strategies(cluster: Cluster) -> list[tuple[Strategy, Placement]]:
+    """Return the strategies with what each can offload, the simplest first; a processor is its own host."""
+    num_devices = cluster.num_devices
     found: list[tuple[Strategy, Placement]] = [("single" if num_devices == 1 else "ddp", "none")]
     stages: tuple[Strategy, ...] = ("zero1", "zero2", "zero3")
     if num_devices > 1:
         found += [(one, "none") for one in stages]
+    if cluster.gpu.name == "cpu":
+        return found
     return [*found, ("zero2", "optimizer"), ("zero3", "optimizer"), ("zero3", "all"), ("zero3", "nvme")]
 
 

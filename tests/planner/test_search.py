@@ -35,6 +35,8 @@ FAMILIES: list[dict[str, Any]] = [
 
 HUGE = {"hidden_size": 65536, "intermediate_size": 229376}
 """One layer does not fit on a small card."""
+SMALL = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 300}
+"""What any machine holds."""
 
 
 def clusters(gpu: str, *numbers: int) -> list[Cluster]:
@@ -214,9 +216,13 @@ def test_a_search_is_told_in_one_screen(tmp_path: Path) -> None:
 
 
 def test_a_search_on_the_processor_shares_its_memory_out(tmp_path: Path) -> None:
-    plan = _json(write_recipe(tmp_path), "--gpu", "cpu", "--num-gpus", "2", "--search")
+    path = write_recipe(tmp_path, config=CONFIG | SMALL)
+    plan = _json(path, "--gpu", "cpu", "--num-gpus", "2", "--search")
     assert plan["search"]["num_pairs"] > 1000
-    assert all(one["dollars"] is None for one in plan["search"]["front"])
+    front = plan["search"]["front"]
+    assert front
+    assert {one["dollars"] for one in front} == {None}
+    assert {one["training"]["offload"] for one in front} == {"none"}  # it would be to the same memory
 
 
 @pytest.mark.parametrize("values", FAMILIES, ids=lambda one: one["model_type"])
