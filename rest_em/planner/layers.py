@@ -493,8 +493,8 @@ def gpt_neox_layer(model: Pass, name: str, value: Value, positions: Positions) -
         attended = add(tape, attended, value)
     fed = norm(model, f"{name}.post_attention_layernorm", value if shape.is_parallel else attended, width)
     fed = dropout(tape, plain_mlp(model, f"{name}.mlp", fed), shape.dropouts[1])
-    fed = add(tape, fed, attended)
-    return add(tape, fed, value) if shape.is_parallel else fed
+    both = add(tape, fed, attended)
+    return add(tape, both, value) if shape.is_parallel else both
 
 
 def layer_of(shape: ModelShape) -> Layer:
