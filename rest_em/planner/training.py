@@ -19,7 +19,7 @@ from rest_em.planner.shapes import ModelShape
 from rest_em.planner.states import ModelStates, model_states
 from rest_em.planner.strategies import Offload, StateSetup, Strategy, ZeroSettings
 from rest_em.planner.timing import Seconds, TrainingWork, training_seconds
-from rest_em.planner.weights import Weights
+from rest_em.planner.weights import Weight, Weights
 
 Method = Literal["full", "lora", "qlora"]
 
@@ -200,7 +200,7 @@ def moments_with(
     num_devices: int,
 ) -> tuple[Moment, ...]:
     """Return the instants of a micro-step with the gradients and gathered weights of the strategy."""
-    embedding = weights.items[0].num_elements
+    embedding = weights.items[0]
     is_accumulating = setup.num_micro_steps(num_devices) > 1
     always = {}
     if setup.method == "qlora":
@@ -277,7 +277,7 @@ def _of_moment(instant: Instant) -> dict[str, int]:
 
 
 def _in_backward(
-    instant: Instant, states: ModelStates, setup: TrainingSetup, embedding: int, *, is_accumulating: bool
+    instant: Instant, states: ModelStates, setup: TrainingSetup, embedding: Weight, *, is_accumulating: bool
 ) -> dict[str, int]:
     """Return what an instant of the backward holds beside the states and the buffers that are always there.
 
@@ -285,11 +285,16 @@ def _in_backward(
     """
     parts = _of_moment(instant)
     if setup.strategy in ("single", "ddp"):
-        gradients = sum(states.accumulated.values()) if is_accumulating else instant.components["gradients"]
+        gradients = instant.components["gradients"]
+        if is_accumulating:
+            is_tied = embedding.num_uses > 1 and embedding.is_trainable
+            pending = 4 * embedding.num_elements if is_tied else 0
+            # The first gradient of a tied embedding waits for the second, beside what was accumulated.
+            gradients = sum(states.accumulated.values()) + (pending if gradients >= pending else 0)
         return {**parts, "gradients": gradients}
     if instant.name == "embedding backward" and setup.adapter is None:  # `states` counts that gradient, too
         parts["activations"] = max(
-            0, parts["activations"] - embedding * (2 if setup.precision == "bf16" else 4)
+            0, parts["activations"] - embedding.num_elements * (2 if setup.precision == "bf16" else 4)
         )
     parts["gradients"] = states.gradient_bytes(instant.num_passed, is_later=is_accumulating)
     parts["gathered weights"] = states.gathered_bytes(instant.num_passed)
