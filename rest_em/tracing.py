@@ -186,10 +186,19 @@ def verify(model: ModelSection, shape: ModelShape, setup: TrainingSetup) -> list
     return found
 
 
-def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, int]] | None = None) -> Meter:
+def trace_step(
+    config: PretrainedConfig,
+    setup: StepSetup,
+    log: list[tuple[str, int]] | None = None,
+    *,
+    is_later: bool = False,
+) -> Meter:
     """Train a model of this configuration for an optimiser step and return its meter.
 
     The optimiser's state is there before. Peaks are by phase: `forward`, `backward`, `step`.
+
+    Args:
+        is_later: whether gradients of an earlier micro-step are there, too.
     """
     meter = Meter()
     model = _on_meta(config, setup)
@@ -200,6 +209,9 @@ def trace_step(config: PretrainedConfig, setup: StepSetup, log: list[tuple[str, 
         for buffer in model.buffers():
             meter.add(buffer)
         optimizer = _optimizer_with_state(model)
+        for parameter in model.parameters():
+            if is_later and parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
         meter.static_bytes = meter.current_bytes
         meter.peaks.clear()
         meter.log = log

@@ -12,9 +12,11 @@ import pytest
 from families import FAMILIES, MIXTURES, adapter_for, config_of
 
 from rest_em.planner.activations import StepSetup, instants_of
+from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
 from rest_em.planner.inventory import active_parameters, weights_of
 from rest_em.planner.layers import Adapter
 from rest_em.planner.shapes import ModelShape, shape_of
+from rest_em.planner.training import TrainingSetup, training_memory
 
 STEP = StepSetup(num_rows=2, length=192, num_kept=65, num_solution_tokens=64)
 LLAMA = ModelShape(
@@ -64,6 +66,22 @@ def test_the_peaks_are_those_of_a_trace(
     for phase in ("forward", "backward"):
         traced = meter.peaks[phase] - meter.static_bytes
         assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize("is_later", [False, True])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_an_m_steps_whole_peak_is_that_of_a_trace(*, is_tied: bool, is_later: bool) -> None:
+    from rest_em.tracing import trace_step
+
+    config = config_of("llama", tie_word_embeddings=is_tied, vocab_size=32000)
+    setup = TrainingSetup(
+        method="full", strategy="single", num_rows=2, global_batch_size=4 if is_later else 2, longest=192,
+        mean_length=192, num_kept=65, num_solution_tokens=64, precision="fp32", optim="adamw_torch_fused",
+    )  # fmt: skip
+    memory = training_memory(shape_of(config.to_dict()), setup, Cluster(gpu=find_gpu("l4", load_gpus())))
+    meter = trace_step(config, setup.step, is_later=is_later)
+    traced = max(meter.peaks["forward"], meter.peaks["backward"])
+    assert memory.peak.total_bytes == pytest.approx(traced, rel=0.001)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
