@@ -94,7 +94,7 @@ class SamplingSpeed:
     """
 
     tokens_per_second: float
-    """Of one device: the tokens of a unit's solutions by its seconds and devices; with prefill and tail."""
+    """Of all devices: the tokens of all solutions by `total_seconds`; with prefill, tail and idle devices."""
     step: StepSeconds
     """With all rows in use, in the middle of a unit."""
     mean_rows: float
@@ -105,6 +105,8 @@ class SamplingSpeed:
     """A unit's steps."""
     total_seconds: float
     """All units over all devices, the last ones waited for."""
+    num_busy_devices: int = 1
+    """Devices that have a unit to draw."""
 
 
 def estimate_speed(
@@ -129,7 +131,15 @@ def estimate_speed(
     unit = _unit_speed(
         shape, setup, rates if setup.tensor_parallel > 1 else replace(rates, link_bandwidth=None)
     )
-    return replace(unit, total_seconds=math.ceil(num_units / num_replicas) * unit.total_seconds)
+    total_seconds = math.ceil(num_units / num_replicas) * unit.total_seconds
+    unit_tokens = unit.tokens_per_second * unit.total_seconds
+    share = num_problems * setup.num_samples / (setup.unit_problems * setup.unit_samples)
+    return replace(
+        unit,
+        tokens_per_second=share * unit_tokens / total_seconds,
+        total_seconds=total_seconds,
+        num_busy_devices=min(num_units, num_replicas) * setup.tensor_parallel,
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -147,7 +157,7 @@ def _unit_speed(shape: ModelShape, setup: SamplingSetup, rates: Rates) -> Sampli
         )
     )
     return SamplingSpeed(
-        tokens_per_second=num_tokens / (prefill + decode) / setup.tensor_parallel,
+        tokens_per_second=num_tokens / (prefill + decode),
         step=StepSeconds(*step(*_segment_tokens(setup, full or Segment(1, setup.rows, setup.rows, 1.0, 1)))),
         mean_rows=sum(segment.num_steps * segment.num_alive for segment in schedule) / max(1, num_steps),
         prefill_seconds=prefill,

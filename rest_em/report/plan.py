@@ -113,7 +113,7 @@ def _print_phases(plan: Plan, console: Console) -> None:
         gib(sampling.spare_bytes),
         sampling.memory.peak.instant,
         f"{sampling.setup.rows} of {sampling.max_batch}",
-        ABSENT if speed is None else f"{speed.tokens_per_second * plan.cluster.num_devices:,.0f}",
+        ABSENT if speed is None else f"{speed.tokens_per_second:,.0f}",
         ABSENT if speed is None else speed.step.bound,
         duration(speed.total_seconds if speed else None),
         dollars(plan.dollars(speed.total_seconds if speed else None)),
@@ -180,6 +180,13 @@ def _print_totals(plan: Plan, console: Console) -> None:
         f"host memory a node at the peak: {gib(memory.host_peak_bytes)} ({gib(memory.pinned_host_bytes)} "
         f"page-locked); disk of an M-step: {gib(memory.disk_bytes)}",
     ]
+    speed, num_devices = plan.sampling.speed, plan.cluster.num_devices
+    if speed is not None and speed.num_busy_devices < num_devices:
+        size = max(1, (plan.sampling.num_solutions or 0) // num_devices)
+        lines.append(
+            f"{num_devices - speed.num_busy_devices} of {num_devices} devices have no solutions to draw: "
+            f"sampling.unit_size {size} would share them out"
+        )
     if memory.swap_bytes:
         lines.append(f"NVMe of a node while training: {gib(memory.swap_bytes)}")
     degree = plan.largest_tensor_parallel

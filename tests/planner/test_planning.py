@@ -217,6 +217,26 @@ def test_a_plan_for_people_has_a_bar_a_phase(tmp_path: Path) -> None:
     assert "NO" in result.output
 
 
+def test_devices_without_a_work_unit_are_told_and_draw_nothing(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    whole = _json(path, "--gpu", "h100", "--num-gpus", "8")["sampling"]
+    num_tokens = whole["num_solutions"] * 256
+    assert whole["tokens_per_second"] == pytest.approx(num_tokens / whole["seconds"], rel=0.02)
+    assert whole["num_busy_devices"] < 8
+    options = [
+        "--gpu",
+        "h100",
+        "--num-gpus",
+        "8",
+        "--set",
+        f"sampling.unit_size={whole['num_solutions'] // 8}",
+    ]
+    assert _json(path, *options)["sampling"]["num_busy_devices"] == 8
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "h100", "--num-gpus", "8"])
+    told = f"sampling.unit_size {whole['num_solutions'] // 8} would share them out"
+    assert f"of 8 devices have no solutions to draw: {told}" in result.output
+
+
 def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     # as X4 of the worked numbers, of width 4096 and not 8192: half
