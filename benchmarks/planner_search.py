@@ -111,6 +111,7 @@ def _plan(shape: ModelShape) -> Plan:
         training=plan_training(shape, training, cluster, num_examples=num_examples, num_epochs=3),
         num_iterations=3,
         evaluation_share=0.1,
+        base_share=0.1,
     )
 
 

@@ -220,7 +220,8 @@ def make_plan(
             shape, training, cluster, num_examples=num_examples, num_epochs=recipe.training.num_train_epochs
         ),
         num_iterations=recipe.num_iterations,
-        evaluation_share=_evaluation_share(recipe, workload),
+        evaluation_share=_evaluation_share(recipe, workload, recipe.training.num_train_epochs),
+        base_share=_evaluation_share(recipe, workload, len(base_variants(recipe.prompt))),
     )
 
 
@@ -473,10 +474,14 @@ def overrides_of(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _evaluation_share(recipe: Recipe, workload: Workload) -> float:
-    """Return the solutions drawn to measure and to choose, for each of an E-step."""
+def _evaluation_share(recipe: Recipe, workload: Workload, num_choices: int) -> float:
+    """Return the solutions drawn to measure a policy and to choose among others, for each of an E-step.
+
+    Args:
+        num_choices: checkpoints, or prompts of the base, that are tried on the validation problems.
+    """
     asked = recipe.evaluation
     measured = (workload.num_test or 0) * (1 + asked.num_samples) + asked.num_train_problems
-    chosen = (workload.num_validation or 0) * recipe.training.num_train_epochs
+    chosen = (workload.num_validation or 0) * num_choices
     drawn = (workload.num_train or 0) * recipe.sampling.num_samples
     return (measured + chosen) / drawn if drawn else 0.0

@@ -96,6 +96,8 @@ class Plan:
     num_iterations: int
     evaluation_share: float
     """Tokens drawn to measure and to choose, for each token of an E-step."""
+    base_share: float
+    """The same of the base, which is measured once before the first iteration."""
 
     @property
     def fits(self) -> bool:
@@ -111,7 +113,8 @@ class Plan:
 
     def run_seconds(self, sampling_seconds: float, training_seconds: float) -> float:
         """Return the seconds of all iterations, of those of an E-step and an M-step."""
-        return self.num_iterations * (sampling_seconds * (1 + self.evaluation_share) + training_seconds)
+        an_iteration = sampling_seconds * (1 + self.evaluation_share) + training_seconds
+        return self.num_iterations * an_iteration + sampling_seconds * self.base_share
 
     def dollars(self, seconds: float | None) -> float | None:
         """Return what so many seconds of the whole cluster cost; None without a price."""
