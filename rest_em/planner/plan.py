@@ -136,10 +136,25 @@ class Plan:
     @property
     def failures(self) -> FailurePlan | None:
         """What failures cost the M-step, which has no checkpoints within an epoch."""
+        return self._failures(checkpoint_bytes=0)
+
+    @property
+    def checkpointed_failures(self) -> FailurePlan | None:
+        """The same if checkpoints were written at the interval at which least is lost.
+
+        A checkpoint to go on from is 14 bytes a trained parameter, a node's share of them: bfloat16 weights,
+        fp32 masters and both moments. rest_em itself writes none within an epoch yet.
+        """
+        trained = weights_of(self.shape, self.training.setup.adapter).num_trainable
+        return self._failures(checkpoint_bytes=14 * trained // self.cluster.num_nodes)
+
+    def _failures(self, *, checkpoint_bytes: int) -> FailurePlan | None:
         time = self.training.time
         if time is None:
             return None
-        return plan_failures(self.cluster, time.seconds, recovery_seconds=RECOVERY_SECONDS)
+        return plan_failures(
+            self.cluster, time.seconds, recovery_seconds=RECOVERY_SECONDS, checkpoint_bytes=checkpoint_bytes
+        )
 
 
 def plan_sampling(
@@ -218,6 +233,10 @@ def weight_bytes(shape: ModelShape, dtype_bytes: int) -> tuple[int, int]:
     return total, min(total, (active_parameters(shape) + shape.vocab_size * shape.hidden_size) * dtype_bytes)
 
 
+def _failures_json(found: FailurePlan | None) -> dict[str, Any] | None:
+    return None if found is None else {one.name: getattr(found, one.name) for one in fields(found)}
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values: bytes of a device, seconds and dollars of one E-step and one M-step."""
     sampling, training = plan.sampling, plan.training
@@ -281,8 +300,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "dollars": plan.dollars(plan.seconds),
         },
         "largest_tensor_parallel": plan.largest_tensor_parallel,
-        "failures": plan.failures
-        and {one.name: getattr(plan.failures, one.name) for one in fields(plan.failures)},
+        "failures": _failures_json(plan.failures),
+        "checkpointed_failures": _failures_json(plan.checkpointed_failures),
         "assumptions": {
             "mean_new_tokens": plan.workload.mean_new_tokens,
             "success_rate": plan.workload.success_rate,

@@ -37,6 +37,7 @@ def explain(plan: Plan) -> list[Provenance]:
     """Return where the figures of a plan's binding instants, its times and its money come from."""
     known = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     sampling, training, failures = plan.sampling, plan.training, plan.failures
+    saved = plan.checkpointed_failures
     speed, time = sampling.speed, training.time
     rows: list[tuple[str, str, float | None]] = [
         *_rows("sampling", sampling.components.items()),
@@ -46,6 +47,7 @@ def explain(plan: Plan) -> list[Provenance]:
         ("times", "training seconds", time.seconds if time else None),
         ("times", "dollars", plan.dollars(plan.seconds)),
         ("times", "failures", failures.mtbf_seconds if failures else None),
+        ("times", "checkpoint interval", saved.checkpoint_interval_seconds if saved else None),
         ("times", "examples", training.num_examples),
         ("times", "largest tensor parallel", plan.largest_tensor_parallel),
     ]

@@ -237,6 +237,23 @@ def test_devices_without_a_work_unit_are_told_and_draw_nothing(tmp_path: Path) -
     assert f"of 8 devices have no solutions to draw: {told}" in result.output
 
 
+def test_checkpoints_at_youngs_interval_lose_less_where_an_m_step_is_long(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, selection={"max_solutions_per_problem": 8})
+    options = ["--num-gpus", "8", "--num-nodes", "128", "--strategy", "zero3", "--gpu", "h100"]
+    long = ["--set", "training.num_train_epochs=400000", "--set", "training.global_batch_size=1024"]
+    plan = _json(path, *options, *long)
+    without, saved = plan["failures"], plan["checkpointed_failures"]
+    assert without["checkpoint_interval_seconds"] is None
+    written = 14 * 8_030_261_248 / 128 / 3e9
+    assert saved["checkpoint_seconds"] == pytest.approx(written, rel=1e-6)
+    mtbf = 50_000 * 3600 / 1024
+    assert saved["mtbf_seconds"] == pytest.approx(mtbf)
+    assert saved["checkpoint_interval_seconds"] == pytest.approx(
+        (2 * saved["checkpoint_seconds"] * mtbf) ** 0.5
+    )
+    assert saved["expected_loss"] < without["expected_loss"]
+
+
 def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     # as X4 of the worked numbers, of width 4096 and not 8192: half
