@@ -1,10 +1,7 @@
 """What a micro-step holds beside the model's states, at each instant of its forward and backward pass.
 
-The layers of `layers` are played on a tape with two and with three layers, and with two and three rows where
-there are more: every instant's bytes are linear in the number of layers between and in the number of rows, so
-the model's own number and any micro-batch follow exactly. One row is played itself, for it takes other
-operations. Left out: weights, optimiser
-states and gradients, which depend on the strategy (`states`).
+The layers of `layers` are played on a tape with three and with four layers, where all are alike, and with two
+and three rows where X
 """
 
 from __future__ import annotations

@@ -5,10 +5,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
 from rest_em.planner import textbook
 from rest_em.planner.hardware import SHIPPED, Gpu, load_gpus
+from rest_em.planner.sampling import kv_bytes_per_token
+from rest_em.planner.sampling_setup import SamplingSetup
+from rest_em.planner.sampling_speed import Rates, step_seconds
+from rest_em.planner.shapes import ModelShape
+from rest_em.planner.states import model_states
+from rest_em.planner.strategies import StateSetup, Strategy, ZeroSettings
+from rest_em.planner.timing import TrainingWork, traffic_bytes, training_flops
+from rest_em.planner.weights import Weight, Weights
 
 P = 70 * 10**9
 LAYERS, HIDDEN, TOKENS, BATCH = 80, 8192, 4096, 8
@@ -279,3 +290,63 @@ def test_f4_failures_of_2048_devices() -> None:
     assert textbook.lost_fraction(mtbf, lost_seconds=0, recovery_seconds=600) == pytest.approx(
         0.474, abs=5e-4
     )
+
+
+# The same rows through what a plan is made of
+
+
+def _llama_70b(num_kv_heads: int) -> ModelShape:
+    return ModelShape(
+        family="llama", num_layers=LAYERS, hidden_size=HIDDEN, num_heads=64, num_kv_heads=num_kv_heads,
+        head_dim=128, rotary_dim=128, intermediate_size=28672, vocab_size=32000, is_tied=False,
+        max_positions=4096,
+    )  # fmt: skip
+
+
+def test_m7_in_a_plan() -> None:
+    whole, grouped = (kv_bytes_per_token(_llama_70b(number), 2) * TOKENS * BATCH for number in (64, 8))
+    assert whole == textbook.kv_cache_bytes(LAYERS, HIDDEN, TOKENS, BATCH)
+    assert grouped == 10 * GIB
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_m14_in_a_plan(stage: Literal[1, 2, 3]) -> None:
+    parameters, ranks = 7_500_000_000, 64
+    weights = Weights((Weight("layers.mlp.up_proj.weight", parameters // 75, count=75),))
+    strategies: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
+    zero = ZeroSettings(reduce_bucket_size=0)
+    states = model_states(
+        weights,
+        StateSetup(strategy=strategies[stage], num_ranks=ranks, precision="bf16", zero=zero),
+    )
+    held = sum(states.forward.values())
+    gradients = {1: 2 * parameters, 2: 2 * parameters / ranks, 3: 0}[
+        stage
+    ]  # of stage 3 they are always there
+    expected = textbook.zero_state_bytes(parameters, ranks, stage)
+    assert held + gradients == pytest.approx(expected, rel=0.002)
+
+
+def test_c1_x1_and_x2_in_a_plan() -> None:
+    work = TrainingWork(
+        num_parameters=P, active_parameters=P, trainable_parameters=P, num_layers=LAYERS, attention_width=0,
+        num_sequences=BATCH, num_tokens=TOKENS,
+    )  # fmt: skip
+    assert training_flops(work) == textbook.training_flops(P, BATCH * TOKENS)
+    for strategy, stage in (("zero1", 1), ("zero2", 2), ("zero3", 3)):
+        sent = traffic_bytes(replace(work, strategy=strategy), 64)
+        assert sent == textbook.zero_traffic_bytes(2 * P, 64, stage)
+    assert traffic_bytes(work, 64) == textbook.all_reduce_bytes(4 * P, 64)  # DDP's gradients are float32
+
+
+def test_l2_and_l7_in_a_plan(seed: Gpu) -> None:
+    setup = SamplingSetup(
+        weight_bytes=2 * P, active_weight_bytes=2 * P, dtype_bytes=2, num_samples=1, max_rows=1, unit_size=1,
+        longest_prompt=1, mean_prompt=1.0, common_head=0, max_new_tokens=1, mean_new_tokens=1.0,
+        temperature=0.0, top_k=None, top_p=1.0, engine="server", tensor_parallel=8,
+    )  # fmt: skip
+    rates = Rates(flops=seed.peak_flops, bandwidth=seed.bandwidth, link_bandwidth=32e9, bandwidth_share=1.0)
+    step = step_seconds(_llama_70b(8), setup, rates, num_rows=1, num_tokens=0)
+    assert step.bandwidth == pytest.approx(17.5e-3, rel=0.005)  # an embedding that is looked up is not read
+    transfer = textbook.transfer_seconds(textbook.all_reduce_bytes(2 * HIDDEN, 8), 32e9, 30e-6)
+    assert step.communication == pytest.approx(textbook.tensor_parallel_seconds(LAYERS, transfer))
