@@ -155,7 +155,7 @@ def plan(
 def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, num_nodes: int) -> Cluster:
     """Return the devices that are asked for; without a name those of this machine, else its processor."""
     from rest_em.planner.hardware import Cluster, find_gpu
-    from rest_em.planner.machine import local_cpu, local_gpus, shared_out
+    from rest_em.planner.machine import host_memory_bytes, local_cpu, local_gpus, shared_out
 
     here: int = 1
     if name is None:
@@ -173,7 +173,13 @@ def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, nu
     count = here if num_gpus is None else num_gpus
     if device.name == "cpu" and count > 1:  # ranks on one machine share its memory and its cores
         device = shared_out(device, count)
-    return Cluster(gpu=device, num_gpus=count, num_nodes=num_nodes)
+    is_here = name is None and device.name != "cpu"
+    return Cluster(
+        gpu=device,
+        num_gpus=count,
+        num_nodes=num_nodes,
+        host_memory_bytes=host_memory_bytes() if is_here else None,
+    )
 
 
 def _method(name: str | None) -> Method | None:

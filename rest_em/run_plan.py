@@ -18,7 +18,7 @@ from rest_em.devices import is_cpu_asked_for
 from rest_em.errors import PlanError
 from rest_em.ledger import Ledger
 from rest_em.planner.hardware import Cluster, Gpu, load_gpus
-from rest_em.planner.machine import local_cpu, local_gpus, shared_out
+from rest_em.planner.machine import host_memory_bytes, local_cpu, local_gpus, shared_out
 from rest_em.planner.measured import PLAN, beside, read_plan
 from rest_em.planner.plan import certain_failures, refusal, to_json
 from rest_em.planning import Launch, make_plan
@@ -106,7 +106,10 @@ def launched_cluster(ranks: Ranks, environment: Mapping[str, str]) -> Cluster:
     if gpu is None:  # the ranks of a machine share its memory and its cores
         gpu = shared_out(local_cpu(), ranks.local_world_size)
     return Cluster(
-        gpu=gpu, num_gpus=ranks.local_world_size, num_nodes=ceil(ranks.world_size / ranks.local_world_size)
+        gpu=gpu,
+        num_gpus=ranks.local_world_size,
+        num_nodes=ceil(ranks.world_size / ranks.local_world_size),
+        host_memory_bytes=None if gpu.name == "cpu" else host_memory_bytes(),
     )
 
 

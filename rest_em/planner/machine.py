@@ -78,10 +78,19 @@ def _known(name: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
         return None
 
 
+def host_memory_bytes(root: Path = Path("/")) -> int:
+    """Return this machine's memory, or its part that this process's cgroup (v1 or v2) may have.
+
+    Raises:
+        PlanError: there is no /proc/meminfo to read, as outside of Linux.
+    """
+    return min([_memory_bytes(root), *_limits(root)])
+
+
 def local_cpu(root: Path = Path("/")) -> Gpu:
     """Return this machine's processor as a device; its rates are rough, from the kind of its cores.
 
-    Its memory is the machine's or this process's cgroup's (v1 or v2), whichever is smaller. The FLOP rate is
+    Its memory is that of `host_memory_bytes`. The FLOP rate is
     cores x clock x the FLOP a cycle of the best vector unit, the bandwidth 10 GB/s a core up to 200 GB/s.
 
     Args:
@@ -90,7 +99,7 @@ def local_cpu(root: Path = Path("/")) -> Gpu:
     Raises:
         PlanError: there is no /proc/meminfo to read, as outside of Linux.
     """
-    memory_bytes = min([_memory_bytes(root), *_limits(root)])
+    memory_bytes = host_memory_bytes(root)
     cpuinfo = _text(root / "proc/cpuinfo")
     cores = usable_cores()
     flags = set(re.findall(r"\S+", " ".join(re.findall(r"(?mi)^(?:flags|features)\s*:(.*)$", cpuinfo))))

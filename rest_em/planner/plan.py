@@ -101,8 +101,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether both phases fit."""
-        return self.sampling.spare_bytes >= 0 and self.training.memory.spare_bytes >= 0
+        """Whether both phases fit, the host's memory included where it is known."""
+        spare = (self.sampling.spare_bytes, self.training.memory.spare_bytes, self.host_spare_bytes or 0)
+        return min(spare) >= 0
+
+    @property
+    def host_spare_bytes(self) -> int | None:
+        """What an M-step leaves of a node's memory; None where that is not known."""
+        has = self.cluster.host_memory_bytes
+        return None if has is None else has - self.training.memory.host_peak_bytes
 
     @property
     def seconds(self) -> float | None:
@@ -278,6 +285,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "outside": dict(memory.outside),
             "spare_bytes": memory.spare_bytes,
             "host_peak_bytes": memory.host_peak_bytes,
+            "host_spare_bytes": plan.host_spare_bytes,
             "pinned_host_bytes": memory.pinned_host_bytes,
             "disk_bytes": memory.disk_bytes,
             "swap_bytes": memory.swap_bytes,

@@ -187,6 +187,9 @@ def _print_totals(plan: Plan, console: Console) -> None:
             f"{num_devices - speed.num_busy_devices} of {num_devices} devices have no solutions to draw: "
             f"sampling.unit_size {size} would share them out"
         )
+    host_spare = plan.host_spare_bytes
+    if host_spare is not None and host_spare < 0:
+        lines.append(f"the host lacks {gib(-host_spare)} for that; offload less, or take fewer ranks a node")
     if memory.swap_bytes:
         lines.append(f"NVMe of a node while training: {gib(memory.swap_bytes)}")
     degree = plan.largest_tensor_parallel

@@ -254,6 +254,23 @@ def test_checkpoints_at_youngs_interval_lose_less_where_an_m_step_is_long(tmp_pa
     assert saved["expected_loss"] < without["expected_loss"]
 
 
+def test_an_offload_that_the_host_cannot_hold_does_not_fit(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path))
+    options = {"num_gpus": 8, "gpu": find_gpu("h100", load_gpus())}
+    small, large, unknown = (
+        make_plan(
+            recipe,
+            ProblemSets(recipe),
+            Cluster(**options, host_memory_bytes=size),
+            Launch("zero3", "cpu", "none"),
+        )
+        for size in (64 * 2**30, 512 * 2**30, None)
+    )
+    assert (small.fits, large.fits, unknown.fits) == (False, True, True)
+    assert small.host_spare_bytes == 64 * 2**30 - small.training.memory.host_peak_bytes < 0
+    assert unknown.host_spare_bytes is None
+
+
 def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     # as X4 of the worked numbers, of width 4096 and not 8192: half
