@@ -42,10 +42,12 @@ def plan(
     num_gpus: Annotated[
         int | None, typer.Option(metavar="N", help="Devices a node; by default this machine's.")
     ] = None,
-    num_nodes: Annotated[int, typer.Option(metavar="M", help="Nodes.")] = 1,
+    num_nodes: Annotated[
+        int | None, typer.Option(metavar="M", help="Nodes; by default 1.", show_default=False)
+    ] = None,
     launch: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A launch file: its ZeRO stage and offload."),
+        typer.Option(metavar="FILE", help="A launch file: its processes, ZeRO stage and offload."),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -112,7 +114,9 @@ def plan(
     if recipe is None:
         raise PlanError("a recipe is missing; give its YAML file, as in `rest_em plan recipes/x.yaml`")
     loaded = load_recipe(recipe, overrides or [])
-    cluster = _cluster(gpus, gpu, num_gpus, num_nodes)
+    if launch is not None:
+        num_gpus, num_nodes = _launched(launch, num_gpus, num_nodes)
+    cluster = _cluster(gpus, gpu, num_gpus, 1 if num_nodes is None else num_nodes)
     planned = make_plan(
         loaded,
         ProblemSets(loaded),
@@ -180,6 +184,24 @@ def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, nu
         num_nodes=num_nodes,
         host_memory_bytes=host_memory_bytes() if is_here else None,
     )
+
+
+def _launched(file: Path, num_gpus: int | None, num_nodes: int | None) -> tuple[int | None, int | None]:
+    """Return the devices a node and the nodes of a launch file, or what is asked for where it leaves them
+    open."""
+    from rest_em.planning import devices_of_launch
+
+    found = []
+    for option, said, asked in zip(
+        ("--num-gpus", "--num-nodes"), devices_of_launch(file), (num_gpus, num_nodes), strict=True
+    ):
+        if said is not None and asked is not None and said != asked:
+            raise PlanError(
+                f"{option} is {asked}, and {file} starts {said} by its num_processes and num_machines; leave "
+                f"{option} out, or change the file"
+            )
+        found.append(asked if said is None else said)
+    return found[0], found[1]
 
 
 def _method(name: str | None) -> Method | None:

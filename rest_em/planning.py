@@ -82,12 +82,7 @@ class Launch:
         Raises:
             PlanError: it cannot be read, or launches what the planner does not know.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise PlanError(f"{path}: cannot be read as a launch file: {error}") from error
-        if not isinstance(values, dict):
-            raise PlanError(f"{path}: no launch file; `accelerate config` writes one")
+        values = _launch_values(path)
         kind = str(values.get("distributed_type", "NO"))
         if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
             return cls("ddp" if num_ranks > 1 else "single")
@@ -96,6 +91,8 @@ class Launch:
                 f"{path}: distributed_type is {kind}, which is not planned for; NO, MULTI_GPU or DEEPSPEED is"
             )
         settings = values.get("deepspeed_config") or {}
+        if not isinstance(settings, dict):
+            raise PlanError(f"{path}: deepspeed_config is {settings!r}; keys, as zero_stage: 2, are wanted")
         if settings.get("deepspeed_config_file") is not None:
             return _from_json(Path(str(settings["deepspeed_config_file"])))
         return _deepspeed(
@@ -104,6 +101,39 @@ class Launch:
             str(settings.get("offload_param_device", "none")),
             str(path),
         )
+
+
+def devices_of_launch(path: Path) -> tuple[int | None, int | None]:
+    """Return the devices a node and the nodes that a launch file starts processes on.
+
+    Either is None where the file leaves it open.
+
+    Raises:
+        PlanError: the file cannot be read, or a number in it is none.
+    """
+    values = _launch_values(path)
+    processes, machines = (values.get(key) for key in ("num_processes", "num_machines"))
+    for key, value in (("num_processes", processes), ("num_machines", machines)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise PlanError(f"{path}: {key} is {value!r}; a whole number > 0 is wanted")
+    if processes is None:
+        return None, machines
+    if processes % (machines or 1):
+        raise PlanError(
+            f"{path}: num_processes is {processes}, and num_machines {machines}; as many processes on each "
+            "machine are wanted"
+        )
+    return processes // (machines or 1), machines
+
+
+def _launch_values(path: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: cannot be read as a launch file: {error}") from error
+    if not isinstance(values, dict):
+        raise PlanError(f"{path}: no launch file; `accelerate config` writes one")
+    return values
 
 
 def _from_json(path: Path) -> Launch:
@@ -160,8 +190,10 @@ def zero_settings(launch: Launch, shape: ModelShape, num_elements: int) -> ZeroS
         value = launch.zero.get(key)
         if value is None:
             continue
-        if value != "auto" and not (isinstance(value, int | float) and value >= 0):
-            raise PlanError(f'zero_optimization.{key} is {value!r}; a number or "auto" is wanted')
+        if value != "auto" and not (isinstance(value, int | float) and 0 <= value < 2**63):
+            raise PlanError(
+                f'zero_optimization.{key} is {value!r}; a number from 0 to 2**63 or "auto" is wanted'
+            )
         is_flag = name in ("overlap_comm", "contiguous_gradients")
         found[name] = getattr(auto, name) if value == "auto" else bool(value) if is_flag else int(value)
     offloaded = launch.zero.get("offload_optimizer") or launch.zero.get("offload_param") or {}

@@ -251,7 +251,10 @@ def test_a_configuration_of_deepspeed_is_planned_for_as_it_says(folder: Path) ->
     assert found["training"]["components"]["reduction bucket"] == 2 * 4096 * 4096
     Path("ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": "large"}}))
     told = refusal("--gpu", "h100", "--num-gpus", "4", "--launch", "launch.yaml")
-    assert told == "zero_optimization.reduce_bucket_size is 'large'; a number or \"auto\" is wanted"
+    assert (
+        told
+        == "zero_optimization.reduce_bucket_size is 'large'; a number from 0 to 2**63 or \"auto\" is wanted"
+    )
     Path("ds.json").write_text("{}")
     assert "ds.json: cannot be read as a configuration of DeepSpeed" in refusal(
         "--launch", "launch.yaml", "--gpu", "h100"

@@ -153,6 +153,72 @@ def test_a_launch_file_says_the_stage(tmp_path: Path) -> None:
         Launch.from_file(tmp_path / "none.yaml", 2)
 
 
+def test_a_launch_file_says_the_devices(tmp_path: Path) -> None:
+    path, file = write_recipe(tmp_path), tmp_path / "launch.yaml"
+    shipped = str(Path(__file__).parents[2] / "launch" / "zero2_cpu.yaml")
+    plan = _json(path, "--launch", shipped, "--gpu", "l40s")
+    assert (plan["num_gpus"], plan["num_nodes"], plan["training"]["strategy"]) == (2, 1, "zero2")
+    assert _json(path, "--launch", shipped, "--gpu", "l40s", "--num-gpus", "2", "--num-nodes", "1") == plan
+    file.write_text("distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n")
+    plan = _json(path, "--launch", str(file), "--gpu", "l40s")
+    assert (plan["num_gpus"], plan["num_nodes"], plan["training"]["strategy"]) == (8, 2, "ddp")
+    file.write_text("distributed_type: MULTI_GPU\nnum_machines: 2\n")
+    plan = _json(path, "--launch", str(file), "--gpu", "l40s", "--num-gpus", "4")
+    assert (plan["num_gpus"], plan["num_nodes"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        (
+            "num_processes: 2\nnum_machines: 1\n",
+            ["--num-gpus", "4"],
+            "--num-gpus is 4, and launch.yaml starts 2 by its num_processes and num_machines; leave",
+        ),
+        (
+            "num_processes: 4\nnum_machines: 2\n",
+            ["--num-gpus", "4"],
+            "--num-gpus is 4, and launch.yaml starts 2 by",
+        ),
+        (
+            "num_processes: 2\nnum_machines: 1\n",
+            ["--num-nodes", "2"],
+            "--num-nodes is 2, and launch.yaml starts 1 by",
+        ),
+        ("num_processes: two\n", [], "launch.yaml: num_processes is 'two'; a whole number > 0 is wanted"),
+        ("num_machines: 0\n", [], "launch.yaml: num_machines is 0; a whole number > 0 is wanted"),
+        (
+            "num_processes: 3\nnum_machines: 2\n",
+            [],
+            "launch.yaml: num_processes is 3, and num_machines 2; as many",
+        ),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: [1]\n",
+            [],
+            "launch.yaml: deepspeed_config is [1]; keys, as zero_stage: 2, are wanted",
+        ),
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: ds.json}\n",
+            [],
+            "zero_optimization.reduce_bucket_size is inf; a number from 0 to 2**63",
+        ),
+    ],
+)
+def test_each_mistake_of_a_launch_file_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: list[str], told: str
+) -> None:
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("launch.yaml").write_text(text)
+    Path("ds.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1e400}}')
+    result = CliRunner().invoke(
+        app, ["plan", "recipe.yaml", "--gpu", "l4", "--launch", "launch.yaml", *options]
+    )
+    assert isinstance(result.exception, PlanError)
+    assert told in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
