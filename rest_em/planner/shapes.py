@@ -8,7 +8,7 @@ is an error, never a guess. Where a key is left out, transformers' default count
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,11 @@ FAMILIES = frozenset(DEFAULTS)
 """What transformers calls the families that the planner knows; Qwen2.5 is `qwen2`, SmolLM2 is `llama`."""
 ACTIVATIONS = frozenset(["silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 """Those whose operations the planner knows."""
+MAX_LAYERS = 10_000
+MAX_WIDTH = 2**24
+"""No model has more: a larger number is a mistake, whose plan would take as long as it is wrong."""
+LAYER_TYPES = frozenset(["full_attention", "sliding_attention"])
+"""transformers' names of the kinds of layers that the planner knows."""
 _REMEDY = "name a model of a known family, or one whose shapes and layers are a known family's"
 
 
@@ -151,11 +156,16 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
     Raises:
         PlanError: the family or its activation is unknown, or a number is none.
     """
+    if config.get("quantization_config"):
+        raise PlanError(
+            f"{where}: quantization_config is there, and a quantised checkpoint is not planned for; name the "
+            "model that it was made of"
+        )
     family = config.get("model_type")
     if family == "gemma3" and isinstance(config.get("text_config"), Mapping):
         config = {**config["text_config"], "model_type": "gemma3_text"}
         family = "gemma3_text"
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         near = nearest(str(family), FAMILIES)
         meant = f"; did you mean {near}?" if near else ""
         raise PlanError(
@@ -163,7 +173,7 @@ def shape_of(config: Mapping[str, Any], where: str = "config.json") -> ModelShap
             f"{', '.join(sorted(FAMILIES))}){meant}; {_REMEDY}"
         )
     numbers = _Numbers(config, where)
-    read = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}.get(str(family), _rotary)
+    read = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}.get(family, _rotary)
     shape = read(numbers)
     if shape.num_heads % shape.num_kv_heads:
         raise PlanError(
@@ -193,7 +203,45 @@ class _Numbers:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PlanError(f"{self._where}: {key} is {value!r}; a whole number > 0 is wanted")
+        most = MAX_LAYERS if key in ("num_hidden_layers", "n_layer") else MAX_WIDTH
+        if value > most and "position" not in key:
+            raise PlanError(
+                f"{self._where}: {key} is {value:,}; no such model is planned for, {most:,} at most"
+            )
         return value
+
+    def head_width(self, hidden: int, heads: int) -> int:
+        """Return the width of a head, which the family's class may have a key for."""
+        if self.value("head_dim") is not None:
+            return self.count("head_dim")
+        if hidden % heads:
+            raise PlanError(
+                f"{self._where}: a hidden size of {hidden} cannot be shared out over {heads} attention "
+                "heads; a multiple of them is wanted"
+            )
+        return hidden // heads
+
+    def listed(self, key: str, *, num: int | None = None) -> Sequence[Any]:
+        """Return a list, of so many values if told; an empty one where there is none."""
+        value = self.config.get(key, DEFAULTS[self.family].get(key))
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or (num is not None and len(value) != num):
+            found = f"has {len(value)} values" if isinstance(value, list | tuple) else f"is {value!r}"
+            wanted = "a list" if num is None else f"a list with a value for each of the {num} layers"
+            raise PlanError(f"{self._where}: {key} {found}; {wanted} is wanted")
+        return value
+
+    def layer_types(self, layers: int) -> Sequence[str]:
+        """Return the kinds of all layers; none where the configuration does not list them."""
+        kinds = self.listed("layer_types", num=layers)
+        for kind in kinds:
+            if kind not in LAYER_TYPES:
+                raise PlanError(
+                    f"{self._where}: layer_types has {kind!r}, which is not planned for; "
+                    f"{' or '.join(sorted(LAYER_TYPES))} is"
+                )
+        return kinds
 
     def optional(self, key: str) -> int | None:
         """Return a whole number > 0, or None."""
@@ -203,11 +251,32 @@ class _Numbers:
         """Return the rate that the family has under one of its names, 0 if under none."""
         for key in keys:
             value = self.value(key) or 0.0
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise PlanError(f"{self._where}: {key} is {value!r}; a number from 0 to 1 is wanted")
             if value:
-                return float(value)
+                return self._rate(key, value)
         return 0.0
+
+    def _rate(self, key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise PlanError(f"{self._where}: {key} is {value!r}; a number from 0 to 1 is wanted")
+        return float(value)
+
+    def layers(self, key: str) -> frozenset[int]:
+        """Return the layers that a list names."""
+        listed = self.listed(key) if key in DEFAULTS[self.family] else ()
+        for one in listed:
+            if isinstance(one, bool) or not isinstance(one, int):
+                raise PlanError(f"{self._where}: {key} has {one!r}; whole numbers are wanted")
+        return frozenset(listed)
+
+    def num_active(self, num_experts: int) -> int:
+        """Return how many of the experts a token goes through."""
+        number = self.count("num_experts_per_tok")
+        if number > num_experts:
+            raise PlanError(
+                f"{self._where}: num_experts_per_tok is {number}, and there are {num_experts} experts; no "
+                "more than there are is wanted"
+            )
+        return number
 
     def flag(self, key: str) -> bool:
         """Return a boolean."""
@@ -217,6 +286,16 @@ class _Numbers:
         """Raise if a setting is on that the planner does not know the memory of."""
         if self.value(key):
             raise PlanError(f"{self._where}: {key} is {self.value(key)!r}, which is not planned for: {why}")
+
+    @property
+    def pattern(self) -> int:
+        """Gemma 3: one layer of so many sees all tokens."""
+        value = self.config.get("sliding_window_pattern") or 6
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise PlanError(
+                f"{self._where}: sliding_window_pattern is {value!r}; a whole number > 0 is wanted"
+            )
+        return value
 
     @property
     def activation(self) -> str:
@@ -243,20 +322,21 @@ class _Numbers:
         if "partial_rotary_factor" not in DEFAULTS[self.family]:
             return 1.0
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        for value in (
-            rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None,
-            self.config.get("rotary_pct"),
+        key = "partial_rotary_factor"
+        for name, value in (
+            (key, rope.get(key) if isinstance(rope, Mapping) else None),
+            ("rotary_pct", self.config.get("rotary_pct")),
         ):
             if value is not None:
-                return float(value)
-        return float(self.value("partial_rotary_factor"))
+                return self._rate(name, value)
+        return self._rate(key, self.value(key))
 
 
 def _rotary(numbers: _Numbers) -> ModelShape:
     """Return the shape of a model with rotary positions: all families but GPT-2 and GPT-NeoX."""
     family, hidden, heads = numbers.family, numbers.count("hidden_size"), numbers.count("num_attention_heads")
     layers, is_phi = numbers.count("num_hidden_layers"), family == "phi"
-    head_dim = numbers.count("head_dim", hidden // heads)
+    head_dim = numbers.head_width(hidden, heads)
     has_bias = is_phi or numbers.flag("attention_bias") or numbers.flag("use_bias")
     if family == "stablelm":
         numbers.refuse("qk_layernorm", "a norm for each head; say false")
@@ -297,19 +377,21 @@ def _rotary(numbers: _Numbers) -> ModelShape:
 def _unrotated_layers(numbers: _Numbers, layers: int) -> frozenset[int]:
     if numbers.family != "smollm3":
         return frozenset()
-    interval, listed = numbers.count("no_rope_layer_interval"), numbers.value("no_rope_layers")
+    interval, listed = numbers.count("no_rope_layer_interval"), numbers.listed("no_rope_layers")
+    if listed:
+        numbers.listed("no_rope_layers", num=layers)
     rotated = listed or [(layer + 1) % interval for layer in range(layers)]  # the key lists those *with* it
     return frozenset(layer for layer in range(layers) if not rotated[layer])
 
 
 def _windows(numbers: _Numbers, layers: int) -> tuple[int | None, ...]:
     family, window = numbers.family, numbers.optional("sliding_window")
+    kinds = numbers.layer_types(layers)
     has_switch = "use_sliding_window" in DEFAULTS[family]
     if window is None or (has_switch and not numbers.flag("use_sliding_window")):
         return ()
-    kinds = numbers.config.get("layer_types")
-    if isinstance(kinds, list) and family not in _WINDOW_EVERYWHERE:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+    if kinds and family not in _WINDOW_EVERYWHERE:
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return tuple(window if _has_window(numbers, layer, layers) else None for layer in range(layers))
 
 
@@ -324,7 +406,7 @@ def _has_window(numbers: _Numbers, layer: int, layers: int) -> bool:
     if family == "gemma2":
         return layer % 2 == 0
     if family == "gemma3_text":
-        return (layer + 1) % (numbers.config.get("sliding_window_pattern") or 6) != 0
+        return (layer + 1) % numbers.pattern != 0
     if family == "smollm3":
         return layer in _unrotated_layers(numbers, layers)
     if family == "qwen2_moe":
@@ -342,10 +424,10 @@ def _experts(numbers: _Numbers, layers: int) -> Experts | None:
     dense = {layer for layer in range(layers) if (layer + 1) % step}
     return Experts(
         num_experts=_num_experts(numbers),
-        num_active=numbers.count("num_experts_per_tok"),
+        num_active=numbers.num_active(_num_experts(numbers)),
         intermediate_size=numbers.count("intermediate_size" if is_mixtral else "moe_intermediate_size"),
         shared_intermediate_size=numbers.optional("shared_expert_intermediate_size") or 0,
-        dense_layers=frozenset(dense | {*(numbers.value("mlp_only_layers") or ())}),
+        dense_layers=frozenset(dense | numbers.layers("mlp_only_layers")),
         is_normalised=is_mixtral or numbers.flag("norm_topk_prob"),
     )
 
@@ -360,13 +442,14 @@ def _num_experts(numbers: _Numbers) -> int:
 
 def _gpt2(numbers: _Numbers) -> ModelShape:
     hidden, heads = numbers.count("n_embd"), numbers.count("n_head")
+    head_dim = numbers.head_width(hidden, heads)
     return ModelShape(
         family="gpt2",
         num_layers=numbers.count("n_layer"),
         hidden_size=hidden,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=head_dim,
         intermediate_size=numbers.optional("n_inner") or 4 * hidden,
         vocab_size=numbers.count("vocab_size"),
         is_tied=numbers.flag("tie_word_embeddings"),
@@ -382,6 +465,7 @@ def _gpt2(numbers: _Numbers) -> ModelShape:
 
 def _gpt_neox(numbers: _Numbers) -> ModelShape:
     hidden, heads = numbers.count("hidden_size"), numbers.count("num_attention_heads")
+    head_dim = numbers.head_width(hidden, heads)
     has_bias = numbers.flag("attention_bias")
     dropout = numbers.share("hidden_dropout")
     return ModelShape(
@@ -390,12 +474,12 @@ def _gpt_neox(numbers: _Numbers) -> ModelShape:
         hidden_size=hidden,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=hidden // heads,
+        head_dim=head_dim,
         intermediate_size=numbers.count("intermediate_size"),
         vocab_size=numbers.count("vocab_size"),
         is_tied=numbers.flag("tie_word_embeddings"),
         max_positions=numbers.optional("max_position_embeddings"),
-        rotary_dim=int(hidden // heads * numbers.rotary_share),
+        rotary_dim=int(head_dim * numbers.rotary_share),
         has_attention_bias=has_bias,
         has_output_bias=has_bias,
         has_mlp_bias=True,

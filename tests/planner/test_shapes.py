@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from families import FAMILIES, MIXTURES, config_of
 
 from rest_em.errors import PlanError
+from rest_em.planner.defaults import DEFAULTS
 from rest_em.planner.shapes import FAMILIES as KNOWN
 from rest_em.planner.shapes import load_shape, shape_of
 
@@ -84,11 +86,82 @@ def test_another_family_is_refused_with_the_known_ones() -> None:
             {"model_type": "mixtral", "output_router_logits": True},
             "output_router_logits is True, which is not",
         ),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\], which the planner does not know"),
+        (
+            {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 32},
+            "a hidden size of 16 cannot be shared out over 32 attention heads; a multiple of them",
+        ),
+        (
+            {"model_type": "qwen2", "hidden_size": 500, "num_attention_heads": 8},
+            "a hidden size of 500 cannot",
+        ),
+        ({"model_type": "gpt2", "n_embd": 500, "n_head": 8}, "a hidden size of 500 cannot"),
+        ({"model_type": "gpt_neox", "hidden_size": 500, "num_attention_heads": 8}, "a hidden size of 500"),
+        (
+            {"model_type": "phi", "partial_rotary_factor": "x"},
+            "partial_rotary_factor is 'x'; a number from 0 to 1 is wanted",
+        ),
+        ({"model_type": "gpt_neox", "rotary_pct": 25}, "rotary_pct is 25; a number from 0 to 1 is wanted"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": 3}, "mlp_only_layers is 3; a list is wanted"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": ["a"]}, "mlp_only_layers has 'a'; whole numbers"),
+        (
+            {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layers": [1, 0]},
+            "no_rope_layers has 2 values; a list with a value for each of the 4 layers is wanted",
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": 4, "layer_types": ["full_attention"] * 3},
+            "layer_types has 3 values; a list with a value for each of the 4 layers",
+        ),
+        (
+            {"model_type": "qwen3", "num_hidden_layers": 1, "layer_types": ["linear_attention"]},
+            "layer_types has 'linear_attention', which is not planned for; full_attention or",
+        ),
+        (
+            {"model_type": "gemma3_text", "sliding_window_pattern": "x"},
+            "sliding_window_pattern is 'x'; a whole number > 0 is wanted",
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4},
+            "num_experts_per_tok is 4, and there are 2 experts",
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": 100_000_000},
+            "num_hidden_layers is 100,000,000; no such model is planned for, 10,000 at most",
+        ),
+        (
+            {"model_type": "llama", "hidden_size": 2**25},
+            "hidden_size is 33,554,432; no such model is planned for, 16,777,216 at most",
+        ),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "awq"}},
+            "quantization_config is there, and a quantised checkpoint is not planned for",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said(config: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         shape_of(config)
+
+
+@pytest.mark.parametrize("family", sorted(KNOWN))
+@pytest.mark.parametrize("value", [None, "x", [1], {"a": 1}, -1, 0, 10**12, 1e400, True])
+def test_no_value_of_any_key_is_more_than_a_mistake(family: str, value: Any) -> None:
+    for key in (*DEFAULTS[family], "layer_types", "rope_parameters", "rotary_pct", "sliding_window_pattern"):
+        with contextlib.suppress(PlanError):
+            shape_of({"model_type": family, key: value})
+
+
+def test_a_head_may_have_a_width_of_its_own() -> None:
+    shape = shape_of(
+        {
+            "model_type": "qwen2",
+            "hidden_size": 500,
+            "num_attention_heads": 8,
+            "head_dim": 64,
+            "num_key_value_heads": 4,
+        }
+    )
+    assert (shape.head_dim, shape.query_width) == (64, 512)
 
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path) -> None:
