@@ -42,6 +42,20 @@ def emit(
     obstacle = obstacle_of(plan.training.setup)
     if obstacle is not None:
         raise PlanError(f"--emit {folder}: {obstacle}; plan without it, or with --search for what it can run")
+    try:
+        return _write(plan, recipe, folder, given=given, overrides=overrides)
+    except OSError as error:
+        raise PlanError(
+            f"--emit {folder}: cannot be written: {error.strerror or error}; name a folder that may be "
+            "written"
+        ) from error
+
+
+def _write(
+    plan: Plan, recipe: Path, folder: Path, *, given: Sequence[str], overrides: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    if folder.resolve() == Path.cwd():
+        raise PlanError(f"--emit {folder}: the working directory cannot be replaced; name a folder within it")
     if folder.exists() and not folder.is_dir():
         raise PlanError(f"--emit {folder}: a file is there; name a folder that --emit may write")
     others = sorted({one.name for one in folder.iterdir()} - FILES) if folder.is_dir() else []
@@ -185,13 +199,15 @@ def _command(plan: Plan, recipe: Path, folder: Path, options: Sequence[str]) -> 
     lines = [" ".join(words), f"  -m rest_em run {shlex.quote(str(recipe))}"]
     lines += [f"  --set {shlex.quote(option)}" for option in options]
     lines[-1] += ' "$@"'
-    file = shlex.quote(str(recipe))
+    file, config = shlex.quote(str(recipe)), shlex.quote(str(folder / ACCELERATE))
     return "\n".join(
         [
             "#!/bin/sh",
             *(f"# {line}" if line else "#" for line in _figures(plan)),
             "set -eu",
-            f'[ -f {file} ] || {{ echo "$0: start it where "{file}" is" >&2; exit 1; }}',
+            f"for file in {file} {config}; do",
+            '  [ -f "$file" ] || { echo "$0: start it where $file is" >&2; exit 1; }',
+            "done",
             *before,
             "exec " + " \\\n".join(lines),
             "",
@@ -216,8 +232,21 @@ def _figures(plan: Plan) -> list[str]:
     if plan.seconds is not None:
         money = plan.dollars(plan.seconds)
         cost = "" if money is None else f", ${money:,.2f}"
-        text.append(f"about {plan.seconds / 3600:,.2f} hours for {plan.num_iterations} iterations{cost}")
+        text.append(f"about {told_time(plan.seconds)} for {plan.num_iterations} iterations{cost}")
     return [line for one in text for line in textwrap.wrap(one, 100) or [""]]
+
+
+def told_time(seconds: float) -> str:
+    """Return a time in the unit that fits.
+
+    >>> told_time(0.4), told_time(90), told_time(600), told_time(9000)
+    ('0.40 seconds', '90 seconds', '10.0 minutes', '2.5 hours')
+    """
+    if seconds >= 7200:
+        return f"{seconds / 3600:,.1f} hours"
+    if seconds >= 120:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds:.0f} seconds" if seconds >= 1 else f"{seconds:.2f} seconds"
 
 
 def _devices(plan: Plan) -> str:

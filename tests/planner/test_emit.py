@@ -178,6 +178,36 @@ def test_the_command_says_what_the_overrides_say(folder: Path) -> None:
     assert "start it where recipe.yaml is" in elsewhere.stderr
 
 
+def test_the_command_is_not_started_where_its_launch_file_is_not(folder: Path) -> None:
+    recipe = str(Path("recipe.yaml").absolute())
+    options = ["--gpu", "h200", "--strategy", "single", "--emit", "out's"]
+    done = CliRunner().invoke(app, ["plan", recipe, *options])
+    assert done.exit_code == 0, done.output
+    Path("other").mkdir()
+    elsewhere = subprocess.run(
+        [str(Path("out's/launch.sh").absolute())], cwd="other", capture_output=True, text=True, check=False
+    )
+    assert elsewhere.returncode == 1
+    assert "launch.sh: start it where out's/accelerate.yaml is" in elsewhere.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = str(write_recipe(tmp_path / "there"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "file").write_text("")
+    for place, told in (
+        (".", "--emit .: the working directory cannot be replaced; name a folder within it"),
+        (str(tmp_path / "file" / "x"), "cannot be written: File exists; name a folder that may be written"),
+        ("/proc/x", "--emit /proc/x: cannot be written: "),
+    ):
+        done = CliRunner().invoke(app, ["plan", recipe, "--gpu", "h200", "--emit", place])
+        assert isinstance(done.exception, PlanError)
+        assert told in str(done.exception)
+    assert not list(Path.cwd().iterdir())
+    assert {one.name for one in tmp_path.iterdir()} == {"there", "here", "file"}
+
+
 def test_nodes_are_told_apart_by_the_environment(folder: Path) -> None:
     plan("--gpu", "h100", "--num-gpus", "8", "--num-nodes", "2", "--strategy", "zero3", "--emit", "out")
     values = yaml.safe_load(Path("out/accelerate.yaml").read_text())
