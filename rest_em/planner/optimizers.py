@@ -90,8 +90,6 @@ _KNOWN = {
 }
 OPTIMIZERS = frozenset(_KNOWN)
 """Names that the planner knows."""
-PLAIN_ADAMW = Optimizer("adamw_torch on a CPU", 2, "one tensor", 8)
-"""torch's loop over weights, its choice on a CPU: the root of the second moment and the quotient."""
 
 
 def optimizer(name: str) -> Optimizer:
