@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -17,13 +17,16 @@ from typing import Any
 from rest_em.devices import is_cpu_asked_for
 from rest_em.errors import PlanError
 from rest_em.ledger import Ledger
+from rest_em.planner.candidates import offload_of
 from rest_em.planner.hardware import Cluster, Gpu, load_gpus
 from rest_em.planner.machine import host_memory_bytes, local_cpu, local_gpus, shared_out
 from rest_em.planner.measured import PLAN, beside, read_plan
-from rest_em.planner.plan import certain_failures, refusal, to_json
-from rest_em.planning import Launch, make_plan
+from rest_em.planner.plan import Plan, certain_failures, plan_training, to_json
+from rest_em.planner.search import Way, host_bytes, search
+from rest_em.planning import Launch, make_plan, overrides_of
 from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import Recipe
+from rest_em.report.plan import gib
 from rest_em.report.run_plan import plan_lines
 from rest_em.stages import Ranks
 from rest_em.storage import write_json
@@ -67,7 +70,8 @@ class RunPlan:
         """
         failures = self.certain_failures(done)
         if failures:
-            raise PlanError(refusal(failures))
+            told = [f"{phase}: {failure}" for phase, failure in failures.items()]
+            raise PlanError("\n".join([*told, "--force starts the run all the same"]))
 
     def keep(self, folder: Path, ledger: Ledger) -> None:
         """Write `plan.json`: this plan, and what each finished stage took beside its own launch's plan."""
@@ -86,13 +90,58 @@ def plan_run(recipe: Recipe, problems: ProblemSets, ranks: Ranks, environment: M
         )
         predicted = to_json(plan)
         json.dumps(predicted, allow_nan=False)
-        return RunPlan({"predicted": predicted}, tuple(plan_lines(plan)), certain_failures(plan))
+        failures = {
+            phase: f"{shortfall}; {_way_out(recipe, plan, phase)}"
+            for phase, shortfall in certain_failures(plan).items()
+        }
+        return RunPlan({"predicted": predicted}, tuple(plan_lines(plan)), failures)
     except PlanError as error:
         reason = str(error)
     except Exception as error:  # a mistake of the planner's, or a library's, must not cost the run
         reason = f"the planner failed with {type(error).__name__}: {error}"
     reason = "; ".join(reason.strip().splitlines())
     return RunPlan({"unplanned": reason}, (f"no plan of memory and time: {reason}",))
+
+
+def _way_out(recipe: Recipe, plan: Plan, phase: str) -> str:
+    """Return what would make a phase fit on the devices of its plan, with what it draws or learns left alone.
+
+    Search takes a second, and a run that is refused has it.
+    """
+    if phase == "sampling":
+        if plan.sampling.max_batch:
+            return f"it would fit with --set sampling.max_rows={plan.sampling.max_batch}"
+        return "no number of rows fits: take a device with more memory or a smaller model"
+    ways = [one for one in search(plan, [plan.cluster]).ways if one.phase == phase]
+    for way in ways:
+        if not way.candidate.altered:
+            return f"it would fit with {_told(recipe, plan, way)}"
+    others = f" ({', '.join(str(change) for change in ways[0].changes)} would change that)" if ways else ""
+    return (
+        f"nothing that learns the same fits on these devices{others}: take more of them, larger ones or a "
+        "smaller model"
+    )
+
+
+def _told(recipe: Recipe, plan: Plan, way: Way) -> str:
+    """Return how a run is started so that it trains in a way."""
+    setup, training = way.candidate.setup, plan.training
+    found = plan_training(
+        plan.shape, setup, plan.cluster, num_examples=training.num_examples, num_epochs=training.num_epochs
+    )
+    overrides = overrides_of(recipe, replace(plan, training=found))
+    keys = [
+        f"--set {key}={json.dumps(value)}" for key, value in overrides.items() if key.startswith("training.")
+    ]
+    told = " ".join(keys)
+    if {"strategy", "offload", "buckets"} & {one.name for one in way.changes}:
+        offload = offload_of(setup)
+        options = f"--strategy {setup.strategy}" + ("" if offload == "none" else f" --offload {offload}")
+        joined = " and " if told else ""
+        told += f"{joined}the launch file that `rest_em plan` writes with {options} --emit DIR"
+        if offload != "none":
+            told += f" (it takes {gib(host_bytes(plan, way.candidate))} of host memory a node)"
+    return told
 
 
 def launched_cluster(ranks: Ranks, environment: Mapping[str, str]) -> Cluster:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ from rich.console import Console
 from tiny_run import RUN, finish, launch, write_recipe
 
 from rest_em import run_plan
+from rest_em.cli_plan import STRATEGIES
 from rest_em.errors import PlanError
+from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
 from rest_em.planner.measured import PLAN, beside, read_plan
+from rest_em.planner.strategies import DEVICES_OF
+from rest_em.planning import Launch, make_plan
 from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import load_recipe
 from rest_em.report.run_plan import usage_tables
@@ -54,14 +59,72 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_starts(
     for said in (dry.stderr, done.stderr):
         assert "plan: 1 x " in said
         assert "error: sampling: at the instant " in said
-        assert "GiB more than it has; take a device with more memory or a smaller model" in said
-        assert "`rest_em plan RECIPE --search` names what would fit" in said
+        assert "GiB more than it has; no number of rows fits: take a device with more memory or a" in said
+        assert "GiB more than it has; nothing that learns the same fits on these devices" in said
+        assert said.count("training: at the instant") == said.count("sampling: at the instant") == 1
+        assert "is not expected to fit" not in said
+        assert "RECIPE" not in said
         assert "--force starts the run all the same" in said
         assert "Traceback" not in said
     status = read_json(tmp_path / RUN / "status.json")
     assert status["state"] == "failed"
     assert done.stderr.endswith(f"error: {status['message']}\n")
     assert files_in(tmp_path / RUN) == {"status.json"}
+
+
+LARGE = {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+"""Some 7e9 parameters."""
+MIDDLE = LARGE | {
+    "num_hidden_layers": 4,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "gpu", "number", "words"),
+    [
+        (MIDDLE, "l4", 1, ["it would fit with --set training.per_device_train_batch_size="]),
+        (LARGE, "h100_sxm", 1, ["--offload ", " GiB of host memory a node)"]),
+        (LARGE, "h100_sxm", 8, ["--strategy zero3", "--emit DIR"]),
+    ],
+)
+def test_what_a_refusal_advises_fits(
+    fresh: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    config: dict[str, Any],
+    gpu: str,
+    number: int,
+    words: list[str],
+) -> None:
+    folder = model(fresh / "large", tiny_model_folder, **config)
+    (fresh / "tiny.yaml").unlink()
+    write_recipe(fresh, folder)
+    cluster = Cluster(gpu=find_gpu(gpu, load_gpus()), num_gpus=number)
+    monkeypatch.setattr(run_plan, "launched_cluster", lambda ranks, environment: cluster)
+    asked = [
+        "training.global_batch_size=64",
+        "training.per_device_train_batch_size=8",
+        "training.max_length=4096",
+        "sampling.max_new_tokens=4000",
+    ]
+    recipe = load_recipe(fresh / "tiny.yaml", asked)
+    planned = plan_run(recipe, ProblemSets(recipe), Ranks(number, number), {})
+    assert planned.failures.keys() == {"training"}, (planned.lines, planned.failures)
+    told = planned.failures["training"]
+    assert all(word in told for word in words), told
+    sets = re.findall(r"--set (\S+)", told)
+    strategy = re.search(r"--strategy (\w+)", told)
+    offload = re.search(r"--offload (\w+)", told)
+    advised = load_recipe(fresh / "tiny.yaml", [*asked, *sets])
+    placed = dict[str, Any](DEVICES_OF)[offload[1] if offload else "none"]
+    plain = "ddp" if number > 1 else "single"
+    launched = Launch(STRATEGIES[strategy[1] if strategy else plain], *placed, is_sized=True)
+    again = make_plan(advised, ProblemSets(advised), cluster, launched)
+    assert again.training.memory.spare_bytes >= 0
 
 
 def test_force_starts_a_run_that_cannot_fit(tmp_path: Path, tiny_model_folder: Path) -> None:

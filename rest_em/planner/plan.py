@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from rest_em.errors import PlanError
 from rest_em.planner.failures import FailurePlan, plan_failures
 from rest_em.planner.hardware import Cluster
 from rest_em.planner.inventory import active_parameters, weights_of
@@ -319,38 +318,16 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def refuse_if_certain(plan: Plan) -> None:
-    """Refuse a run whose tensors alone exceed the device.
-
-    Raises:
-        PlanError: with the shortfall and what would help.
-    """
-    failures = certain_failures(plan)
-    if failures:
-        raise PlanError(refusal(failures))
-
-
-def refusal(failures: Mapping[str, str]) -> str:
-    """Return what is told of a run that is refused for `certain_failures`."""
-    told = [f"{phase}: {failure}" for phase, failure in failures.items()]
-    return "\n".join([*told, "--force starts the run all the same"])
-
-
 def certain_failures(plan: Plan) -> dict[str, str]:
-    """Return the phases whose tensors alone exceed the device, with the shortfall and what would help."""
+    """Return the phases whose tensors alone exceed the device, with the shortfall."""
     failures = {}
     gib = 2**30
     sampling, memory = plan.sampling, plan.training.memory
     if sampling.is_certain_failure:
         short = (sampling.peak_bytes + sampling.outside["context"] - sampling.usable_bytes) / gib
-        advice = (
-            f"set sampling.max_rows to {sampling.max_batch}"
-            if sampling.max_batch
-            else "take a device with more memory or a smaller model"
-        )
         failures["sampling"] = (
             f"at the instant {sampling.memory.peak.instant!r} a device holds "
-            f"{sampling.peak_bytes / gib:.2f} GiB, {short:.2f} GiB more than it has; {advice}"
+            f"{sampling.peak_bytes / gib:.2f} GiB, {short:.2f} GiB more than it has"
         )
     if memory.is_certain_failure:
         short = (memory.peak.total_bytes + memory.outside["context"] - memory.usable_bytes) / gib
@@ -358,7 +335,7 @@ def certain_failures(plan: Plan) -> dict[str, str]:
         failures["training"] = (
             f"at the instant {memory.peak.name!r} a device holds "
             f"{memory.peak.total_bytes / gib:.2f} GiB (most of it {largest}), {short:.2f} GiB more than it "
-            "has; `rest_em plan RECIPE --search` names what would fit"
+            "has"
         )
     return failures
 

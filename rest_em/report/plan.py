@@ -194,10 +194,8 @@ def _print_totals(plan: Plan, console: Console) -> None:
         lines.append(f"NVMe of a node while training: {gib(memory.swap_bytes)}")
     degree = plan.largest_tensor_parallel
     if degree is not None and plan.cluster.num_gpus > 1:
-        lines.append(
-            f"tensor parallelism, for an engine of your own: worth it up to {degree:.1f} devices over "
-            f"{plan.cluster.gpu.link}"
-        )
+        worth = "does not pay" if degree < 2 else f"worth it up to {degree:.1f} devices"
+        lines.append(f"tensor parallelism, for an engine of your own: {worth} over {plan.cluster.gpu.link}")
     if not plan.fits:
         lines.append("it does not fit as asked; --search names the changes with which it would")
     failures = plan.failures

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from rest_em.planner.measured import phase_of
-from rest_em.planner.plan import Plan
+from rest_em.planner.plan import Plan, certain_failures
 from rest_em.report.cells import ABSENT, table_of
 from rest_em.report.plan import duration, gib
 
@@ -26,8 +26,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"plan: {cluster.num_devices} x {cluster.gpu.name} with {gib(cluster.gpu.usable_bytes)} each; "
         f"sampling takes {gib(took['sampling'])} at its peak, training {gib(took['training'])}{time}"
     )
+    certain = certain_failures(plan)  # of these the refusal tells, or --force
     for phase, spare in (("sampling", sampling.spare_bytes), ("training", memory.spare_bytes)):
-        if spare < 0:
+        if spare < 0 and phase not in certain:
             yield f"plan: {phase} is not expected to fit; {gib(-spare)} are lacking"
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from rest_em.cli import app
 from rest_em.errors import PlanError
 from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
-from rest_em.planner.plan import refuse_if_certain, to_json
+from rest_em.planner.plan import certain_failures, to_json
 from rest_em.planner.workload import expected_kept
 from rest_em.planning import Launch, make_plan
 from rest_em.problem_sets import ProblemSets
@@ -87,15 +87,15 @@ def test_a_full_8b_model_in_fp32_masters_does_not_fit_on_one_card_and_zero3_fits
     assert shared["fits"] is True
 
 
-def test_a_refusal_names_the_instant_the_shortfall_and_a_way_out(tmp_path: Path) -> None:
+def test_a_certain_failure_names_the_instant_and_the_shortfall(tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(tmp_path))
     cluster = Cluster(gpu=find_gpu("l4", load_gpus()))
     plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
-    with pytest.raises(
-        PlanError, match=r"training: at the instant .* GiB more than it\s+has; .*--search"
-    ) as told:
-        refuse_if_certain(plan)
-    assert "--force" in str(told.value)
+    failures = certain_failures(plan)
+    assert failures.keys() == {"sampling", "training"}
+    holds = "at the instant '.*' a device holds .* GiB"
+    assert re.fullmatch(rf"{holds}, [0-9.]+ GiB more than it has", failures["sampling"])
+    assert re.fullmatch(rf"{holds} \(most of it .*\), [0-9.]+ GiB more than it has", failures["training"])
 
 
 def test_lora_and_checkpointing_of_a_recipe_are_planned_for(tmp_path: Path) -> None:
@@ -344,6 +344,11 @@ def test_tensor_parallelism_is_worth_it_up_to_what_the_link_carries(tmp_path: Pa
     assert _json(path, "--gpu", "cpu")["largest_tensor_parallel"] is None
     result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "h100", "--num-gpus", "8"])
     assert "for an engine of your own: worth it up to 5.6 devices over " in result.output
+    path = write_recipe(tmp_path / "narrow", CONFIG | {"hidden_size": 1024})
+    assert 0 < _json(path, "--gpu", "l4")["largest_tensor_parallel"] < 2
+    result = CliRunner().invoke(app, ["plan", str(path), "--gpu", "l4", "--num-gpus", "8"])
+    assert "for an engine of your own: does not pay over " in result.output
+    assert "worth it" not in result.output
 
 
 def test_a_mixture_is_told_by_its_total_and_its_active_parameters(tmp_path: Path) -> None:
