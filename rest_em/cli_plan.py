@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,9 +116,8 @@ def plan(
     if recipe is None:
         raise PlanError("a recipe is missing; give its YAML file, as in `rest_em plan recipes/x.yaml`")
     loaded = load_recipe(recipe, overrides or [])
-    if launch is not None:
-        num_gpus, num_nodes = _launched(launch, num_gpus, num_nodes)
-    cluster = _cluster(gpus, gpu, num_gpus, 1 if num_nodes is None else num_nodes)
+    asked = _cluster(gpus, gpu, *_numbers(launch, num_gpus, num_nodes))
+    cluster = _shared_over(loaded, gpus, gpu, asked) if searched else asked
     planned = make_plan(
         loaded,
         ProblemSets(loaded),
@@ -130,6 +131,7 @@ def plan(
     result = search(planned, _clusters(gpus, gpu, cluster)) if searched else None
     if result is not None:
         found["search"] = search_to_json(result, planned)
+        found["search"] |= {"num_gpus_asked": asked.num_gpus, "num_nodes_asked": asked.num_nodes}
     files: tuple[Path, ...] = ()
     if emitted is not None:
         files = _emit(_chosen(planned, result, emitted, recipe), loaded, recipe, emitted, overrides or [])
@@ -145,6 +147,11 @@ def plan(
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
+    if cluster != asked:
+        print(
+            f"the recipe's global batch of {loaded.training.global_batch_size} cannot be shared out over "
+            f"{asked.num_devices} devices; planned for {cluster.num_devices} of them"
+        )
     print_plan(planned, console())
     if explained:
         print_explained(planned, console())
@@ -186,11 +193,27 @@ def _cluster(gpus: Mapping[str, Gpu], name: str | None, num_gpus: int | None, nu
     )
 
 
-def _launched(file: Path, num_gpus: int | None, num_nodes: int | None) -> tuple[int | None, int | None]:
-    """Return the devices a node and the nodes of a launch file, or what is asked for where it leaves them
-    open."""
+def _shared_over(recipe: Recipe, gpus: Mapping[str, Gpu], name: str | None, most: Cluster) -> Cluster:
+    """Return the most devices of those asked for that a recipe's global batch can be shared out over."""
+    from rest_em.batches import divide_global_batch
+    from rest_em.errors import TrainingError
+
+    batch, rows = recipe.training.global_batch_size, recipe.training.per_device_train_batch_size
+    numbers = itertools.product(*(range(1, min(one, batch) + 1) for one in (most.num_gpus, most.num_nodes)))
+    for gpus_a_node, nodes in sorted(numbers, key=lambda both: (both[0] * both[1], both[0]), reverse=True):
+        with contextlib.suppress(TrainingError):
+            divide_global_batch(batch, gpus_a_node * nodes, rows)
+            same = (gpus_a_node, nodes) == (most.num_gpus, most.num_nodes)
+            return most if same else _cluster(gpus, name, gpus_a_node, nodes)
+    return most  # to be refused
+
+
+def _numbers(file: Path | None, num_gpus: int | None, num_nodes: int | None) -> tuple[int | None, int]:
+    """Return the devices a node, None for this machine's, and the nodes: of a launch file or as asked."""
     from rest_em.planning import devices_of_launch
 
+    if file is None:
+        return num_gpus, 1 if num_nodes is None else num_nodes
     found = []
     for option, said, asked in zip(
         ("--num-gpus", "--num-nodes"), devices_of_launch(file), (num_gpus, num_nodes), strict=True
@@ -201,7 +224,7 @@ def _launched(file: Path, num_gpus: int | None, num_nodes: int | None) -> tuple[
                 f"{option} out, or change the file"
             )
         found.append(asked if said is None else said)
-    return found[0], found[1]
+    return found[0], 1 if found[1] is None else found[1]
 
 
 def _method(name: str | None) -> Method | None:

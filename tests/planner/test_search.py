@@ -258,3 +258,24 @@ def _json(path: Path, *options: str) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+def test_a_search_takes_the_most_devices_that_the_batch_can_be_shared_over(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, config=CONFIG | SMALL, training={"global_batch_size": 16})
+    command = ["plan", str(path), "--gpu", "l4"]
+    result = CliRunner().invoke(app, [*command, "--num-gpus", "6"])
+    assert "cannot be shared out evenly over 6 ranks" in str(result.exception)
+    result = CliRunner().invoke(app, [*command, "--num-gpus", "6", "--search"])
+    assert result.exit_code == 0, result.output
+    told = "the recipe's global batch of 16 cannot be shared out over 6 devices; planned for 4 of them"
+    assert result.output.splitlines().count(told) == 1
+    found = json.loads(CliRunner().invoke(app, [*command, "--num-gpus", "6", "--search", "--json"]).stdout)
+    assert (found["num_gpus"], found["search"]["num_gpus_asked"]) == (4, 6)
+    nodes = [*command, "--num-gpus", "8", "--num-nodes", "3", "--search", "--json"]
+    found = json.loads(CliRunner().invoke(app, nodes).stdout)
+    assert (found["num_gpus"], found["num_nodes"]) == (8, 2)
+    assert (found["search"]["num_gpus_asked"], found["search"]["num_nodes_asked"]) == (8, 3)
+    rows = [f"--set=training.{key}" for key in ("global_batch_size=24", "per_device_train_batch_size=8")]
+    for asked, taken in ((2, 1), (3, 3), (10**9, 24)):
+        options = ["--num-gpus", str(asked), "--search", "--json", *rows]
+        assert json.loads(CliRunner().invoke(app, [*command, *options]).stdout)["num_gpus"] == taken
