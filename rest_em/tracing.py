@@ -225,9 +225,12 @@ def _as_on_cuda() -> Iterator[None]:
     """Let the CPU save what CUDA does, where the two differ.
 
     Dropout's kernel saves a mask of a byte an element (the CPU: factors in the input's precision), autocast
-    raises to a power in fp32 (the CPU: as it comes), and experts' products are not in bfloat16 only.
+    raises to a power in fp32 (the CPU: as it comes), and experts' products are not in bfloat16 only. Masks
+    are those of rows that hold one sequence each, which fake positions cannot tell.
     """
-    functional = torch.nn.functional
+    from transformers import masking_utils
+
+    functional, find_packed = torch.nn.functional, masking_utils.find_packed_sequence_indices
     dropout, grouped, power = functional.dropout, functional.grouped_mm, torch.pow
 
     def masked(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -241,9 +244,11 @@ def _as_on_cuda() -> Iterator[None]:
         return _GroupedProduct.apply(rows, matrices)  # type: ignore[no-untyped-call]
 
     functional.dropout, functional.grouped_mm, torch.pow = masked, product, wide  # type: ignore[assignment]
+    masking_utils.find_packed_sequence_indices = _no_mask
     try:
         yield
     finally:
+        masking_utils.find_packed_sequence_indices = find_packed
         functional.dropout, functional.grouped_mm, torch.pow = dropout, grouped, power
 
 
@@ -259,6 +264,8 @@ def _on_meta(config: PretrainedConfig, setup: StepSetup) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=weight_dtype, attn_implementation=ATTENTION
         )
+    if not model._supports_sdpa:  # as transformers chooses where nothing is asked for
+        model.set_attn_implementation("eager")
     if setup.is_checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if setup.adapter is not None:

@@ -17,6 +17,7 @@ from rest_em.planner.layers import (
     Positions,
     embed_tokens,
     layer_of,
+    masks_of,
     norm,
     positions_of,
     project_to_logits,
@@ -73,7 +74,8 @@ def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
     Phases: `forward`, `loss forward`, `loss backward`, `last layer backward`, `first layer backward` and
     `embedding backward`. Each has its peak with whole gradients, as one process has them, and where that is
     another moment its peak without any, for strategies that share them out. Where layers are of several
-    kinds, `layer 1 backward` and so on stand between the last and the first.
+    kinds, `layer 1 backward` and so on stand between the last and the first; `layer 1 backward` also where
+    layers share masks.
     """
     if setup.num_rows > 3:
         two, three = (_of_all_layers(shape, replace(setup, num_rows=number)) for number in (2, 3))
@@ -130,11 +132,11 @@ def _through_layers(model: Pass, setup: StepSetup) -> Value:
     tape, shape = model.tape, model.shape
     tape.account.phase = "embedding"
     value, held = embed_tokens(model, needs_gradient=setup.adapter is not None and setup.is_checkpointed)
-    positions = positions_of(model, value.itemsize)
+    masks, shared = masks_of(model, value.itemsize), positions_of(model, value.itemsize)
     layer = layer_of(shape)
     for number in range(shape.num_layers):
         tape.account.phase = f"layer {number}"
-        name = f"layers.{number}"
+        name, positions = f"layers.{number}", replace(shared, mask=masks.get(shape.has_window(number)))
         if setup.is_checkpointed:
             value = tape.checkpointed(value, functools.partial(_layer, layer, model, name, positions))
         else:
@@ -178,7 +180,9 @@ def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
 def _named(events: Mapping[str, list[Event]], shape: ModelShape) -> dict[str, list[Event]]:
     """Return phases by the names of `instants_of`; equal layers between first and last are left out."""
     num_layers = shape.num_layers
-    between = () if shape.has_equal_layers else range(1, num_layers - 1)
+    between = range(1, num_layers - 1)
+    if shape.has_equal_layers:  # with layer 1 the first one without a window gives its mask back
+        between = range(1, 2 if shape.has_eager_attention else 1)
     names = {f"layer {number} backward": f"layer {number} backward" for number in between}
     names |= {
         f"layer {num_layers - 1}": "forward",

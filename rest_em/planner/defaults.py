@@ -80,7 +80,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "intermediate_size": 24576,
         "hidden_act": "gelu_pytorch_tanh",
     },
-    "gemma2": {**_GEMMA2, "final_logit_softcapping": 30.0},
+    "gemma2": {**_GEMMA2, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
     "gemma3_text": {
         **_GEMMA2,
         "vocab_size": 262208,

@@ -95,6 +95,8 @@ class Cluster:
     num_nodes: int = 1
     node_bandwidth: float = 50e9
     """Bytes a second, one way, between two nodes: 400 Gb/s unless told."""
+    host_memory_bytes: int | None = None
+    """Of each node; None where not known."""
     host_bandwidth: float = 100e9
     """Bytes a second of each node's memory; half of what eight channels of DDR4-3200 peak at."""
     disk_bandwidth: float = 3e9

@@ -7,7 +7,7 @@ used, so that the same description gives the inventory, the FLOPs and the memory
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rest_em.planner.operations import (
@@ -15,6 +15,7 @@ from rest_em.planner.operations import (
     add,
     attention,
     dropout,
+    eager_attention,
     embed,
     gather,
     grouped_product,
@@ -25,6 +26,7 @@ from rest_em.planner.operations import (
     multiply,
     part,
     pointwise,
+    relaid,
     scale,
     shift,
     softmax,
@@ -102,10 +104,12 @@ Layer = Callable[[Pass, str, Value, "Positions"], Value]
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Cosines and sines that all layers share; nothing where positions are learned."""
+    """Cosines and sines that all layers share, nothing where positions are learned; and a layer's mask."""
 
     cosines: Value
     sines: Value
+    mask: Value | None = None
+    """What is added to the scores, where the model's own attention holds them."""
 
 
 def rms_norm(model: Pass, name: str, value: Value, width: int) -> Value:
@@ -203,14 +207,24 @@ def rotate_in_part(model: Pass, value: Value, positions: Positions) -> Value:
 
 def attend(model: Pass, query: Value, key: Value, value: Value) -> Value:
     """Return what the heads attend to; under autocast the kernel takes half precision."""
-    shape, tape = model.shape, model.tape
-    query, key, value = (tape.half(one) for one in (query, key, value))
-    heads = Heads(model.num_rows, model.length, shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    return attention(tape, query, key, value, heads)
+    query, key, value = (model.tape.half(one) for one in (query, key, value))
+    return attention(model.tape, query, key, value, _heads_of(model))
+
+
+def _heads_of(model: Pass) -> Heads:
+    shape = model.shape
+    return Heads(model.num_rows, model.length, shape.num_heads, shape.num_kv_heads, shape.head_dim)
 
 
 def rotary_attention(model: Pass, name: str, value: Value, positions: Positions) -> Value:
     """Llama's attention and those like it, with norms and biases where the family has them."""
+    return _attention_and_weights(model, name, value, positions)[0]
+
+
+def _attention_and_weights(
+    model: Pass, name: str, value: Value, positions: Positions
+) -> tuple[Value, Value | None]:
+    """Return the same with the weights of an attention that holds them."""
     shape, is_phi = model.shape, model.shape.family == "phi"
     names = ("q_layernorm", "k_layernorm") if is_phi else ("q_norm", "k_norm")
     has_bias, norms_at_once = shape.has_attention_bias, shape.family in ("qwen3", "qwen3_moe", "olmo2")
@@ -224,11 +238,26 @@ def rotary_attention(model: Pass, name: str, value: Value, positions: Positions)
     if shape.has_qk_norm and not norms_at_once:
         query = _norm_of_heads(model, f"{name}.{names[0]}", query, shape.query_width)
         key = _norm_of_heads(model, f"{name}.{names[1]}", key, shape.kv_width)
+    if positions.mask is not None:
+        query, key, values = (_relaid(model, one) for one in (query, key, values))
     if shape.is_rotated(_number_of(name)):
         query, key = _rotate_both(model, query, key, positions)
-    out = attend(model, query, key, values)
+    weights = None
+    if positions.mask is not None:
+        has_cap, rate = shape.has_score_cap, shape.dropouts[2]
+        three, heads = (query, key, values), _heads_of(model)
+        out, weights = eager_attention(model.tape, three, positions.mask, heads, has_cap=has_cap, rate=rate)
+    else:
+        out = attend(model, query, key, values)
     output = "dense" if is_phi else "o_proj"
-    return model.project(f"{name}.{output}", out, shape.hidden_size, has_bias=shape.has_output_bias)
+    out = model.project(f"{name}.{output}", out, shape.hidden_size, has_bias=shape.has_output_bias)
+    return out, weights
+
+
+def _relaid(model: Pass, value: Value) -> Value:
+    """Return heads before their tokens, whose gradients are copied back, but not of a single head."""
+    is_one_head = value.num_elements == model.num_tokens * model.shape.head_dim
+    return relaid(model.tape, value, is_copied=not is_one_head)
 
 
 def _norm_of_heads(model: Pass, name: str, value: Value, width: int) -> Value:
@@ -240,6 +269,8 @@ def _rotate_both(model: Pass, query: Value, key: Value, positions: Positions) ->
     turn = rotate_in_part if model.shape.family in ("phi", "stablelm") else rotate
     itemsize = query.itemsize
     turned, other = turn(model, query, positions), turn(model, key, positions)
+    if positions.mask is not None:  # products cast for themselves, later
+        return turned, other
     return cast(model.tape, turned, itemsize), cast(model.tape, other, itemsize)
 
 
@@ -421,7 +452,7 @@ def gemma2_layer(model: Pass, name: str, value: Value, positions: Positions) -> 
     shape, tape, width = model.shape, model.tape, model.shape.hidden_size
     residual = value
     value = norm(model, f"{name}.input_layernorm", value, width)
-    value = rotary_attention(model, f"{name}.self_attn", value, positions)
+    value, _ = _attention_and_weights(model, f"{name}.self_attn", value, positions)  # held, as there
     value = norm(model, f"{name}.post_attention_layernorm", value, width)
     value = add(tape, residual, value)
     residual = value
@@ -540,6 +571,17 @@ def positions_of(model: Pass, itemsize: int) -> Positions:
     size = model.length * model.shape.rotary_dim
     itemsize = 4 if model.shape.family == "olmo2" else itemsize
     return Positions(model.tape.new(size, itemsize), model.tape.new(size, itemsize))
+
+
+def masks_of(model: Pass, itemsize: int) -> Mapping[bool, Value]:
+    """Return the masks of layers with a window and without; none where a kernel masks.
+
+    Source: transformers 5.23, masking_utils.py, `eager_mask`, in the precision of the first layer's input.
+    """
+    if not model.shape.has_eager_attention:
+        return {}
+    size = model.num_rows * model.length**2
+    return {has_window: model.tape.new(size, itemsize) for has_window in (False, True)}
 
 
 def project_to_logits(model: Pass, value: Value, num_kept: int) -> Value:

@@ -226,6 +226,82 @@ def attention(tape: Tape, query: Value, key: Value, value: Value, heads: Heads) 
     return tape.attach(out, (query, key, value), backward)
 
 
+def eager_attention(
+    tape: Tape,
+    projected: tuple[Value, Value, Value],
+    mask: Value,
+    heads: Heads,
+    *,
+    has_cap: bool,
+    rate: float,
+) -> tuple[Value, Value]:
+    """Return the output of an attention that holds its scores, and the weights, which the caller holds too.
+
+    Args:
+        projected: queries, keys and values.
+        has_cap: whether scores pass through a scaled tanh.
+        rate: of the weights that are dropped.
+
+    Source: transformers 5.23, models/gemma2/modeling_gemma2.py, `eager_attention_forward`; what is copied for
+    a product, torch 2.13, LinearAlgebra.cpp, `_matmul_impl`: heads and rows that do not lie as one dimension.
+    """
+    query, key, value = projected
+    itemsize, num_scores = query.itemsize, heads.num_rows * heads.num_heads * heads.length**2
+    tape.flops += 4 * num_scores * heads.head_dim
+    keys, values = _repeated(tape, key, heads), _repeated(tape, value, heads)
+    is_apart = heads.num_rows > 1 and heads.num_heads > 1
+    narrow = [tape.half(query)]
+    weights = product(tape, shift(tape, narrow.pop()) if is_apart else narrow.pop(), keys, num_scores)
+    weights = scale(tape, weights)
+    if has_cap:
+        weights = scale(tape, weights)
+        weights = pointwise(tape, weights, saves_output=True)
+        weights = scale(tape, weights)
+    weights = add(tape, weights, mask)
+    weights = cast(tape, softmax(tape, weights, casts=True), itemsize)
+    weights = dropout(tape, weights, rate)
+    out = relaid(tape, product(tape, weights, values, query.num_elements), is_copied=is_apart)
+    return (shift(tape, out) if heads.num_heads > 1 else out), weights
+
+
+def _repeated(tape: Tape, value: Value, heads: Heads) -> Value:
+    """Return keys or values for each query head; a copy, but for one row where nothing is repeated."""
+    num_elements = heads.num_rows * heads.length * heads.num_heads * heads.head_dim
+    if heads.num_heads == heads.num_kv_heads:
+        return shift(tape, value) if heads.num_rows > 1 and heads.num_heads > 1 else value
+    if heads.num_kv_heads == 1 and heads.num_rows == 1:
+        out = value.view(num_elements)
+    else:
+        out = tape.new(num_elements, value.itemsize)
+    size = value.num_elements
+    return tape.attach(out, (value,), lambda g: (tape.new(size, g.itemsize),))
+
+
+def relaid(tape: Tape, value: Value, *, is_copied: bool) -> Value:
+    """Return a view whose gradient comes in another order and is copied into the value's, if it is."""
+    return tape.attach(
+        value.view(), (value,), lambda g: (tape.new(g.num_elements, g.itemsize) if is_copied else g.view(),)
+    )
+
+
+def product(tape: Tape, left: Value, right: Value, num_elements: int) -> Value:
+    """Return products of matrices, neither a weight; one is saved if the other wants a gradient."""
+    left, right = tape.half(left), tape.half(right)
+    tape.save(left, right)
+    out = tape.new(num_elements, max(left.itemsize, right.itemsize))
+    saved_left = left.detached() if right.requires_grad and tape.saving else None
+    saved_right = right.detached() if left.requires_grad and tape.saving else None
+    sizes = (left.num_elements, right.num_elements)
+
+    def backward(g: Value) -> Gradients:
+        return [
+            None if saved is None else tape.new(size, g.itemsize)
+            for size, saved in zip(sizes, (saved_right, saved_left), strict=True)
+        ]
+
+    return tape.attach(out, (left, right), backward)
+
+
 def flash_head_size(head_dim: int) -> int:
     """Return the size that flash attention pads a head to. Source: torch 2.13, flash_attn/flash_api.cpp.
 

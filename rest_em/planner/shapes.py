@@ -77,6 +77,8 @@ class ModelShape:
     """GPT-NeoX, Phi, some of StableLM: attention and MLP read the same residual."""
     has_logit_cap: bool = False
     """Gemma 2: logits pass through a scaled tanh."""
+    has_score_cap: bool = False
+    """Gemma 2: so do the attention's scores."""
     dropouts: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Of embeddings, of what joins the residual stream, and of attention weights."""
     dtype: str = "bfloat16"
@@ -100,6 +102,15 @@ class ModelShape:
         """Whether a layer's queries and keys are rotated to their positions."""
         return bool(self.rotary_dim) and layer not in self.unrotated_layers
 
+    def has_window(self, layer: int) -> bool:
+        """Whether a layer's attention sees the last tokens only."""
+        return layer < len(self.windows) and self.windows[layer] is not None
+
+    @property
+    def has_eager_attention(self) -> bool:
+        """Whether the family trains with scores that are held, and not in a kernel."""
+        return self.family in EAGER
+
     @property
     def has_equal_layers(self) -> bool:
         """Whether all layers are of one kind."""
@@ -118,6 +129,8 @@ class ModelShape:
 
 FAMILIES = frozenset(DEFAULTS)
 """What transformers calls the families that the planner knows; Qwen2.5 is `qwen2`, SmolLM2 is `llama`."""
+EAGER = frozenset(["gemma2"])
+"""Families whose class has no `_supports_sdpa`, so that transformers takes `eager_attention_forward`."""
 ACTIVATIONS = frozenset(["silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"])
 """Those whose operations the planner knows."""
 MAX_LAYERS = 10_000
@@ -365,6 +378,7 @@ def _rotary(numbers: _Numbers) -> ModelShape:
         has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2") or numbers.flag("qk_layernorm"),
         is_parallel=is_phi or numbers.flag("use_parallel_residual"),
         has_logit_cap=numbers.value("final_logit_softcapping") is not None,
+        has_score_cap=numbers.value("attn_logit_softcapping") is not None,
         dropouts=(
             0.0 if family == "phi3" else numbers.share("embd_pdrop", "embedding_dropout"),
             numbers.share("resid_pdrop", "residual_dropout", "hidden_dropout"),

@@ -111,8 +111,8 @@ class Node:
     """Computes a checkpointed layer again, in the place of a backward."""
     stands_for: tuple[_Recomputation, int] | None = None
     """A node of a layer that has yet to be computed again, and which one it is."""
-    keeps: Value | None = None
-    """The input of a checkpointed layer, which is held until the gradient has come through the layer."""
+    keeps: tuple[Value, Callable[[Value], Value]] | None = None
+    """A checkpointed layer and its input, which are held until the gradient has come through the layer."""
     is_computed_again: bool = False
     """Whether it is part of a checkpointed layer that is computed again."""
 
@@ -354,7 +354,7 @@ class Tape:
         self._sequence += 1
         saved = value.view()
         if value.node is not None:
-            value.node.keeps = saved
+            value.node.keeps = (saved, layer)
         out = Value(out.storage, out.num_elements, out.itemsize)
         out.node = Node(
             self._sequence, (value.node,), None, (), self.account.phase, again=lambda: layer(saved)

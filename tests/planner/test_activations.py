@@ -34,6 +34,9 @@ LLAMA = ModelShape(
         ("qwen3", 4, False, "autocast", "model"),
         ("gemma", None, False, "autocast", "solution"),
         ("gemma2", None, True, "autocast", "solution"),
+        ("gemma2", None, False, "bf16", "solution"),
+        ("gemma2", 4, True, "fp32", "solution"),
+        ("gemma2", 2, False, "bf16", "model"),
         ("gemma3_text", None, False, "fp32", "solution"),
         ("phi", 4, True, "fp32", "model"),
         ("phi3", 4, False, "autocast", "solution"),
@@ -82,6 +85,48 @@ def test_an_m_steps_whole_peak_is_that_of_a_trace(*, is_tied: bool, is_later: bo
     meter = trace_step(config, setup.step, is_later=is_later)
     traced = max(meter.peaks["forward"], meter.peaks["backward"])
     assert memory.peak.total_bytes == pytest.approx(traced, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes"),
+    [
+        ("bf16", {}),
+        ("autocast", {"attention_dropout": 0.1}),
+        ("fp32", {"attn_logit_softcapping": None}),
+    ],
+)
+def test_held_scores_are_those_of_a_trace(precision: Any, changes: dict[str, Any]) -> None:
+    from rest_em.tracing import trace_step
+
+    config = config_of("gemma2", num_hidden_layers=7, **changes)
+    setup = replace(STEP, num_rows=4, length=384, precision=precision, is_checkpointed=True)
+    meter, shape = trace_step(config, setup), shape_of(config.to_dict())
+    for phase in ("forward", "backward"):
+        traced = meter.peaks[phase] - meter.static_bytes
+        assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_heads", "num_kv_heads"), [(1, 4, 4), (2, 4, 4), (1, 4, 1), (2, 1, 1)]
+)
+def test_held_scores_of_any_groups(num_rows: int, num_heads: int, num_kv_heads: int) -> None:
+    from rest_em.tracing import trace_step
+
+    config = config_of("gemma2", num_attention_heads=num_heads, num_key_value_heads=num_kv_heads)
+    setup = replace(STEP, num_rows=num_rows, precision="bf16")
+    meter, shape = trace_step(config, setup), shape_of(config.to_dict())
+    for phase in ("forward", "backward"):
+        traced = meter.peaks[phase] - meter.static_bytes
+        assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
+def test_scores_are_held_where_the_class_has_no_kernel(family: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = config_of(family)
+    shape = shape_of(config.to_dict())
+    assert shape.has_eager_attention != MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MIXTURES])
