@@ -6,7 +6,8 @@ Every family x {full, LoRA} x checkpointing x rows x length x precision, a micro
 each; and settings that change what a family's layers do, with one batch. One row has transformers' loss over
 all tokens, four have the M-step's and dropout before the adapters; adapters are bf16 in a bf16 step and
 otherwise fp32, as under DeepSpeed and without. Prints a line for each, with the errors of the forward and the
-backward pass's peak and of the larger of both; exit status 1 where one is beyond 1 %. `--every 5` takes each
+backward pass's peak and of the larger of both; exit status 1 where the last
+is beyond 1 %. `--every 5` takes each
 fifth micro-step, every model's beginning at another one.
 """
 
@@ -34,7 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama, biases, tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
-    "phi, head norms": ("phi", {"qk_layernorm": True, "resid_pdrop": 0.1, "embd_pdrop": 0.1}),
+    "phi, dropout": ("phi", {"resid_pdrop": 0.1, "embd_pdrop": 0.1}),
     "phi3, long rope, a part": ("phi3", {
         "max_position_embeddings": 4096, "original_max_position_embeddings": 512,
         "rope_parameters": {
@@ -135,8 +136,8 @@ def main() -> None:
             total += errors
             print(line(name, errors), flush=True)
     print(line("all", total))
-    if max(abs(error) for errors in total for error in errors) > BOUND:
-        sys.exit(f"an error is beyond {BOUND:.0%}")
+    if max(abs(peak) for _, _, peak in total) > BOUND:
+        sys.exit(f"a peak is beyond {BOUND:.0%}")
 
 
 if __name__ == "__main__":

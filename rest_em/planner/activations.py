@@ -184,6 +184,7 @@ def _named(events: Mapping[str, list[Event]], shape: ModelShape) -> dict[str, li
     if shape.has_equal_layers:  # with layer 1 the first one without a window gives its mask back
         between = range(1, 2 if shape.has_eager_attention else 1)
     names = {f"layer {number} backward": f"layer {number} backward" for number in between}
+    names |= {f"layer {number}": f"layer {number} forward" for number in between}
     names |= {
         f"layer {num_layers - 1}": "forward",
         "loss": "loss forward",

@@ -563,7 +563,8 @@ def embed_tokens(model: Pass, *, needs_gradient: bool) -> tuple[Value, list[Valu
         learned = model.weight("wpe.weight", shape.max_positions * shape.hidden_size)
         held.append(embed(tape, model.length, shape.hidden_size, learned))
         value = add(tape, *held)
-    return dropout(tape, value, shape.dropouts[0]), held
+    value = dropout(tape, value, shape.dropouts[0])
+    return value, [value] if shape.family == "phi" else held  # Phi's forward calls both by one name
 
 
 def positions_of(model: Pass, itemsize: int) -> Positions:

@@ -351,7 +351,7 @@ def _rotary(numbers: _Numbers) -> ModelShape:
     layers, is_phi = numbers.count("num_hidden_layers"), family == "phi"
     head_dim = numbers.head_width(hidden, heads)
     has_bias = is_phi or numbers.flag("attention_bias") or numbers.flag("use_bias")
-    if family == "stablelm":
+    if family in ("phi", "stablelm"):
         numbers.refuse("qk_layernorm", "a norm for each head; say false")
     return ModelShape(
         family=family,
@@ -375,7 +375,7 @@ def _rotary(numbers: _Numbers) -> ModelShape:
         has_output_bias=has_bias,
         has_mlp_bias=is_phi or numbers.flag("mlp_bias") or numbers.flag("use_bias"),
         activation=numbers.activation,
-        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2") or numbers.flag("qk_layernorm"),
+        has_qk_norm=family in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2"),
         is_parallel=is_phi or numbers.flag("use_parallel_residual"),
         has_logit_cap=numbers.value("final_logit_softcapping") is not None,
         has_score_cap=numbers.value("attn_logit_softcapping") is not None,

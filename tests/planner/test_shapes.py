@@ -24,7 +24,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"use_sliding_window": True, "max_window_layers": 1, "attention_bias": True}),
     ("gemma2", {"final_logit_softcapping": None, "hidden_activation": "gelu"}),
     ("gemma3_text", {"layer_types": ["full_attention"] * 4}),
-    ("phi", {"qk_layernorm": True, "resid_pdrop": 0.1, "partial_rotary_factor": 0.25}),
+    ("phi", {"resid_pdrop": 0.1, "partial_rotary_factor": 0.25}),
     ("phi3", {"partial_rotary_factor": 0.75, "sliding_window": 2047, "embd_pdrop": 0.1}),
     ("gpt_neox", {"rotary_pct": 1.0, "use_parallel_residual": False, "hidden_dropout": 0.1}),
     ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 64}),
@@ -77,6 +77,7 @@ def test_another_family_is_refused_with_the_known_ones() -> None:
         ({"model_type": "llama", "hidden_size": 0}, "hidden_size is 0; a whole number > 0 is wanted"),
         ({"model_type": "llama", "vocab_size": None}, "vocab_size is None; a whole number > 0"),
         ({"model_type": "gpt2", "resid_pdrop": 2}, "resid_pdrop is 2; a number from 0 to 1 is wanted"),
+        ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm is True, which is not planned for"),
         (
             {"model_type": "llama", "num_key_value_heads": 3},
             "num_key_value_heads is 3, which does not divide the 32 heads",
