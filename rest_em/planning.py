@@ -116,6 +116,13 @@ def devices_of_launch(path: Path) -> tuple[int | None, int | None]:
     for key, value in (("num_processes", processes), ("num_machines", machines)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise PlanError(f"{path}: {key} is {value!r}; a whole number > 0 is wanted")
+    if values.get("distributed_type") == "NO":
+        if (processes or 1) > 1:
+            raise PlanError(
+                f"{path}: num_processes is {processes} with distributed_type NO, with which accelerate "
+                "starts one; MULTI_GPU or DEEPSPEED is wanted"
+            )
+        return 1, 1
     if processes is None:
         return None, machines
     if processes % (machines or 1):

@@ -186,6 +186,16 @@ def test_a_launch_file_says_the_devices(tmp_path: Path) -> None:
             "--num-nodes is 2, and launch.yaml starts 1 by",
         ),
         ("num_processes: two\n", [], "launch.yaml: num_processes is 'two'; a whole number > 0 is wanted"),
+        (
+            "distributed_type: 'NO'\nnum_processes: 2\n",
+            [],
+            "launch.yaml: num_processes is 2 with distributed_type NO, with which accelerate starts one",
+        ),
+        (
+            "distributed_type: 'NO'\n",
+            ["--num-gpus", "2"],
+            "--num-gpus is 2, and launch.yaml starts 1 by",
+        ),
         ("num_machines: 0\n", [], "launch.yaml: num_machines is 0; a whole number > 0 is wanted"),
         (
             "num_processes: 3\nnum_machines: 2\n",
