@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,12 @@ def _way_out(recipe: Recipe, plan: Plan, phase: str) -> str:
         if plan.sampling.max_batch:
             return f"it would fit with --set sampling.max_rows={plan.sampling.max_batch}"
         return "no number of rows fits: take a device with more memory or a smaller model"
-    ways = [one for one in search(plan, [plan.cluster]).ways if one.phase == phase]
+    host = plan.cluster.host_memory_bytes or inf
+    ways = [
+        one
+        for one in search(plan, [plan.cluster]).ways
+        if one.phase == phase and host_bytes(plan, one.candidate) <= host
+    ]
     for way in ways:
         if not way.candidate.altered:
             return f"it would fit with {_told(recipe, plan, way)}"

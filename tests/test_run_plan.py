@@ -127,6 +127,23 @@ def test_what_a_refusal_advises_fits(
     assert again.training.memory.spare_bytes >= 0
 
 
+def test_no_offload_is_advised_that_the_host_cannot_hold(
+    fresh: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model(fresh / "large", tiny_model_folder, **LARGE)
+    (fresh / "tiny.yaml").unlink()
+    write_recipe(fresh, folder)
+    recipe = load_recipe(fresh / "tiny.yaml")
+    told = []
+    for host in (2**40, 2**36):
+        cluster = Cluster(gpu=find_gpu("h100_sxm", load_gpus()), host_memory_bytes=host)
+        monkeypatch.setattr(run_plan, "launched_cluster", lambda ranks, environment, one=cluster: one)
+        told.append(plan_run(recipe, ProblemSets(recipe), Ranks(), {}).failures["training"])
+    assert "--offload" in told[0]
+    assert "--offload" not in told[1]
+    assert "nothing that learns the same fits on these devices (method: full -> lora" in told[1]
+
+
 def test_force_starts_a_run_that_cannot_fit(tmp_path: Path, tiny_model_folder: Path) -> None:
     write_recipe(tmp_path, model(tmp_path / "huge", tiny_model_folder, **HUGE))
     done = finish(launch("run", "tiny.yaml", "--force"), tmp_path)
