@@ -36,7 +36,7 @@ quickstart: $(INSTALLED) $(MODEL)/config.json  ## a 135M model teaches itself ad
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m rest_em run recipes/quickstart/smollm2-135m.yaml
 
 # Each of two workers has a core: threads of one that wait for each other would wait for the other worker.
-test: $(INSTALLED)  ## run the test suite (7 minutes on 2 cores)
+test: $(INSTALLED)  ## run the test suite (12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)  ## lint, format, types, layers, spelling

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_run import write_recipe
+from tiny_run import finish, launch, write_recipe
+from watched_run import assert_finished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -85,3 +86,17 @@ def fresh(tmp_path: Path, tiny_model_folder: Path) -> Path:
     """A folder with the recipe of a tiny run and no run."""
     write_recipe(tmp_path, tiny_model_folder)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A run on one process, launched as the quickstart, from its beginning to its end; nobody changes it."""
+    cwd = tmp_path_factory.mktemp("alone")
+    write_recipe(cwd, tiny_model_folder)
+    done = finish(launch("run", "tiny.yaml", config="cpu.yaml"), cwd)
+    assert done.returncode == 0, done.stderr
+    assert "plan: 1 x cpu with " in done.stderr
+    assert "tiny: finished" in done.stdout
+    assert "memory of a rank and speed of all, predicted beside measured" in done.stdout
+    assert_finished(cwd)
+    return cwd

@@ -7,24 +7,29 @@ base model's draws, the verdicts and D_1.
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
 import signal
 import socket
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from process_watch import processes_in
 from tiny_run import RUN, drawn, finish, launch, show, started, wait_until, write_recipe
+from watched_run import (
+    EXIT_INTERRUPTED,
+    assert_all_is_drawn_once,
+    assert_finished,
+    plan_of,
+    runs_stage,
+    stages_done,
+    unit_times,
+    units_of_e_step,
+)
 
 from rest_em.ledger import Ledger
-from rest_em.storage import read_json, read_lines
+from rest_em.storage import read_json
 from rest_em.types import GradedSolution, Verdict
 from rest_em.usage import measured_stages
 
@@ -35,10 +40,6 @@ pytestmark = [
 
 NUM_UNITS = 16
 """Of the first E-step: 16 problems, 4 samples each, 4 solutions a unit."""
-EXIT_INTERRUPTED = 75
-GONE_SECONDS = 10.0
-"""How long anything of a run may live after a part of it was killed; seen on quiet cores: ours at most 0.9 s,
-accelerate's own launcher 1.4 s."""
 
 
 EVAL = """
@@ -48,52 +49,6 @@ prompt: {template: "{{ question }}="}
 reward: {function: "reward.py:even_length", num_workers: 1}
 sampling: {max_new_tokens: 6, num_samples: 2, unit_size: 4, max_rows: 4}
 """
-
-
-def assert_all_is_drawn_once(cwd: Path, undisturbed: Path) -> None:
-    """Compare with a run on one process, row by row."""
-    found, expected = drawn(cwd), drawn(undisturbed)
-    assert found.keys() == expected.keys()
-    for name, rows in expected.items():
-        assert found[name] == rows, name
-    samples = [row for name, rows in found.items() if name.startswith("iteration-01/samples") for row in rows]
-    assert len(samples) == 2 * 64
-    assert len(found["dataset"]) > 8
-
-
-def unit_times(cwd: Path) -> dict[Path, int]:
-    """Return when each committed unit was written."""
-    return {path: path.stat().st_mtime_ns for path in (cwd / RUN).glob("iteration-*/**/units/*.parquet")}
-
-
-def units_of_e_step(cwd: Path, iteration: int = 1) -> int:
-    return len(list((cwd / RUN / f"iteration-{iteration:02d}" / "samples" / "units").glob("[0-9]*.parquet")))
-
-
-def stages_done(cwd: Path) -> list[str]:
-    return [line.get("stage", "reset") for line in read_lines(cwd / RUN / "ledger.jsonl")]
-
-
-def runs_stage(cwd: Path, name: str) -> bool:
-    return any(f"_stage {name} " in command for command in processes_in(cwd).values())
-
-
-def assert_nothing_is_alive(cwd: Path) -> None:
-    started_at = time.monotonic()
-    while processes_in(cwd) and time.monotonic() - started_at < GONE_SECONDS:
-        time.sleep(0.02)
-    assert processes_in(cwd) == {}
-
-
-def assert_finished(cwd: Path) -> None:
-    assert read_json(cwd / RUN / "status.json")["state"] == "finished"
-    assert stages_done(cwd)[-1] == "iteration-01/evals/train/metrics"
-    assert processes_in(cwd) == {}
-
-
-def plan_of(cwd: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(cwd / RUN / "plan.json")
-    return found
 
 
 def assert_planned(cwd: Path) -> None:
@@ -131,20 +86,6 @@ def assert_measured(cwd: Path, *, num_ranks: int) -> None:
             assert usage.num_tokens >= record["result"]["num_tokens"] > 0
     assert by_name["iteration-01/training"].num_ranks == num_ranks
     assert 1 <= by_name["iteration-01/samples"].num_ranks <= num_ranks  # a slow rank may find all drawn
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    """A run on one process, launched as the quickstart, from its beginning to its end; nobody changes it."""
-    cwd = tmp_path_factory.mktemp("alone")
-    write_recipe(cwd, tiny_model_folder)
-    done = finish(launch("run", "tiny.yaml", config="cpu.yaml"), cwd)
-    assert done.returncode == 0, done.stderr
-    assert "plan: 1 x cpu with " in done.stderr
-    assert "tiny: finished" in done.stdout
-    assert "memory of a rank and speed of all, predicted beside measured" in done.stdout
-    assert_finished(cwd)
-    return cwd
 
 
 @pytest.fixture
@@ -337,81 +278,3 @@ def test_ranks_draw_judge_and_keep_what_one_process_does(
     assert len(list((cwd / RUN / "logs").glob("*train-rank*.log"))) == 2
     assert_measured(cwd, num_ranks=2)
     assert_planned(cwd)
-
-
-def supervisor_of_rank(cwd: Path, rank: int) -> int:
-    """Return the process that `accelerate launch` started for a rank."""
-    (found,) = [
-        number
-        for number, command in processes_in(cwd).items()
-        if "-m rest_em run" in command
-        and "accelerate" not in command
-        and f"\0LOCAL_RANK={rank}\0" in f"\0{Path(f'/proc/{number}/environ').read_text()}\0"
-    ]
-    return found
-
-
-def processes_of_stage(cwd: Path) -> list[int]:
-    return sorted(number for number, command in processes_in(cwd).items() if "rest_em _stage" in command)
-
-
-def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, alone: Path) -> None:
-    chance = random.Random(2)
-    command = launch("run", "tiny.yaml", config="cpu_2.yaml")
-    with started(command, fresh) as launcher:
-        at = chance.randrange(2, 8)
-        wait_until(lambda: units_of_e_step(fresh) >= at, launcher)
-        launcher.kill()
-        assert_nothing_is_alive(fresh)
-    times = unit_times(fresh)
-    with started(command, fresh) as launcher:
-        wait_until(lambda: runs_stage(fresh, "train"), launcher)
-        time.sleep(4 * chance.random())
-        os.kill(supervisor_of_rank(fresh, chance.randrange(2)), signal.SIGKILL)
-        assert_nothing_is_alive(fresh)
-    assert read_json(fresh / RUN / "status.json")["state"] in ("interrupted", "running")
-    assert_all_is_drawn_once(fresh, alone)
-    with started(command, fresh) as launcher:
-        wait_until(lambda: "iteration-01/training" in stages_done(fresh), launcher)
-        wait_until(lambda: len(processes_of_stage(fresh)) == 2, launcher)
-        time.sleep(2 * chance.random())
-        os.kill(chance.choice(processes_of_stage(fresh)), signal.SIGKILL)
-        assert_nothing_is_alive(fresh)
-    status = read_json(fresh / RUN / "status.json")
-    assert status["state"] == "failed"
-    assert "stage sample failed on rank" in status["message"]
-    assert "killed by SIGKILL; out of memory?" in status["message"]
-    done = finish(command, fresh)
-    assert done.returncode == 0, done.stderr
-    assert_finished(fresh)
-    assert_all_is_drawn_once(fresh, alone)
-    assert times.items() <= unit_times(fresh).items()
-
-
-def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Path) -> None:
-    command = launch("run", "tiny.yaml")
-    with started(command, fresh) as process:
-        wait_until((fresh / RUN / "status.json").exists, process)
-        second = finish(command, fresh)
-        assert second.returncode == 1
-        assert f"process {process.pid} on {socket.gethostname()} is running here" in second.stderr
-        wait_until(lambda: units_of_e_step(fresh) > 1, process)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == EXIT_INTERRUPTED
-        assert_nothing_is_alive(fresh)
-    status, times = read_json(fresh / RUN / "status.json"), unit_times(fresh)
-    assert status["state"] == "interrupted"
-    assert status["message"] == "interrupted by SIGTERM; the same command goes on from here"
-    with started(command, fresh) as process:
-        wait_until(lambda: runs_stage(fresh, "train"), process)
-        (fresh / RUN / "stop").touch()
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == EXIT_INTERRUPTED
-        assert "error: runs/tiny/stop: asked to stop; the same command goes on from here" in said
-        assert_nothing_is_alive(fresh)
-    assert not (fresh / RUN / "stop").exists()
-    (e_step,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/samples"]
-    assert e_step["peak_ratio"] > 0
-    assert read_json(fresh / RUN / "status.json")["state"] == "interrupted"
-    assert_all_is_drawn_once(fresh, alone)
-    assert times.items() <= unit_times(fresh).items()

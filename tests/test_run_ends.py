@@ -1,0 +1,111 @@
+"""Runs that are killed or asked to leave: all of them ends, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from process_watch import processes_in
+from tiny_run import RUN, finish, launch, started, wait_until
+from watched_run import (
+    EXIT_INTERRUPTED,
+    assert_all_is_drawn_once,
+    assert_finished,
+    assert_nothing_is_alive,
+    plan_of,
+    runs_stage,
+    stages_done,
+    unit_times,
+    units_of_e_step,
+)
+
+from rest_em.storage import read_json
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
+]
+
+
+def supervisor_of_rank(cwd: Path, rank: int) -> int:
+    """Return the process that `accelerate launch` started for a rank."""
+    (found,) = [
+        number
+        for number, command in processes_in(cwd).items()
+        if "-m rest_em run" in command
+        and "accelerate" not in command
+        and f"\0LOCAL_RANK={rank}\0" in f"\0{Path(f'/proc/{number}/environ').read_text()}\0"
+    ]
+    return found
+
+
+def processes_of_stage(cwd: Path) -> list[int]:
+    return sorted(number for number, command in processes_in(cwd).items() if "rest_em _stage" in command)
+
+
+def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, alone: Path) -> None:
+    chance = random.Random(2)
+    command = launch("run", "tiny.yaml", config="cpu_2.yaml")
+    with started(command, fresh) as launcher:
+        at = chance.randrange(2, 8)
+        wait_until(lambda: units_of_e_step(fresh) >= at, launcher)
+        launcher.kill()
+        assert_nothing_is_alive(fresh)
+    times = unit_times(fresh)
+    with started(command, fresh) as launcher:
+        wait_until(lambda: runs_stage(fresh, "train"), launcher)
+        time.sleep(4 * chance.random())
+        os.kill(supervisor_of_rank(fresh, chance.randrange(2)), signal.SIGKILL)
+        assert_nothing_is_alive(fresh)
+    assert read_json(fresh / RUN / "status.json")["state"] in ("interrupted", "running")
+    assert_all_is_drawn_once(fresh, alone)
+    with started(command, fresh) as launcher:
+        wait_until(lambda: "iteration-01/training" in stages_done(fresh), launcher)
+        wait_until(lambda: len(processes_of_stage(fresh)) == 2, launcher)
+        time.sleep(2 * chance.random())
+        os.kill(chance.choice(processes_of_stage(fresh)), signal.SIGKILL)
+        assert_nothing_is_alive(fresh)
+    status = read_json(fresh / RUN / "status.json")
+    assert status["state"] == "failed"
+    assert "stage sample failed on rank" in status["message"]
+    assert "killed by SIGKILL; out of memory?" in status["message"]
+    done = finish(command, fresh)
+    assert done.returncode == 0, done.stderr
+    assert_finished(fresh)
+    assert_all_is_drawn_once(fresh, alone)
+    assert times.items() <= unit_times(fresh).items()
+
+
+def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Path) -> None:
+    command = launch("run", "tiny.yaml")
+    with started(command, fresh) as process:
+        wait_until((fresh / RUN / "status.json").exists, process)
+        second = finish(command, fresh)
+        assert second.returncode == 1
+        assert f"process {process.pid} on {socket.gethostname()} is running here" in second.stderr
+        wait_until(lambda: units_of_e_step(fresh) > 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == EXIT_INTERRUPTED
+        assert_nothing_is_alive(fresh)
+    status, times = read_json(fresh / RUN / "status.json"), unit_times(fresh)
+    assert status["state"] == "interrupted"
+    assert status["message"] == "interrupted by SIGTERM; the same command goes on from here"
+    with started(command, fresh) as process:
+        wait_until(lambda: runs_stage(fresh, "train"), process)
+        (fresh / RUN / "stop").touch()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == EXIT_INTERRUPTED
+        assert "error: runs/tiny/stop: asked to stop; the same command goes on from here" in said
+        assert_nothing_is_alive(fresh)
+    assert not (fresh / RUN / "stop").exists()
+    (e_step,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/samples"]
+    assert e_step["peak_ratio"] > 0
+    assert read_json(fresh / RUN / "status.json")["state"] == "interrupted"
+    assert_all_is_drawn_once(fresh, alone)
+    assert times.items() <= unit_times(fresh).items()

@@ -1,0 +1,63 @@
+"""What tests see of a run's folder and of its processes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from process_watch import processes_in
+from tiny_run import RUN, drawn
+
+from rest_em.storage import read_json, read_lines
+
+EXIT_INTERRUPTED = 75
+GONE_SECONDS = 10.0
+"""How long anything of a run may live after a part of it was killed; seen on quiet cores: ours at most 0.9 s,
+accelerate's own launcher 1.4 s."""
+
+
+def assert_all_is_drawn_once(cwd: Path, undisturbed: Path) -> None:
+    """Compare with a run on one process, row by row."""
+    found, expected = drawn(cwd), drawn(undisturbed)
+    assert found.keys() == expected.keys()
+    for name, rows in expected.items():
+        assert found[name] == rows, name
+    samples = [row for name, rows in found.items() if name.startswith("iteration-01/samples") for row in rows]
+    assert len(samples) == 2 * 64
+    assert len(found["dataset"]) > 8
+
+
+def unit_times(cwd: Path) -> dict[Path, int]:
+    """Return when each committed unit was written."""
+    return {path: path.stat().st_mtime_ns for path in (cwd / RUN).glob("iteration-*/**/units/*.parquet")}
+
+
+def units_of_e_step(cwd: Path, iteration: int = 1) -> int:
+    return len(list((cwd / RUN / f"iteration-{iteration:02d}" / "samples" / "units").glob("[0-9]*.parquet")))
+
+
+def stages_done(cwd: Path) -> list[str]:
+    return [line.get("stage", "reset") for line in read_lines(cwd / RUN / "ledger.jsonl")]
+
+
+def runs_stage(cwd: Path, name: str) -> bool:
+    return any(f"_stage {name} " in command for command in processes_in(cwd).values())
+
+
+def assert_nothing_is_alive(cwd: Path) -> None:
+    started_at = time.monotonic()
+    while processes_in(cwd) and time.monotonic() - started_at < GONE_SECONDS:
+        time.sleep(0.02)
+    assert processes_in(cwd) == {}
+
+
+def assert_finished(cwd: Path) -> None:
+    assert read_json(cwd / RUN / "status.json")["state"] == "finished"
+    assert stages_done(cwd)[-1] == "iteration-01/evals/train/metrics"
+    assert processes_in(cwd) == {}
+
+
+def plan_of(cwd: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(cwd / RUN / "plan.json")
+    return found
