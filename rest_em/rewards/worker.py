@@ -191,7 +191,7 @@ def _close(loaded: LoadedReward) -> None:
         if callable(close):
             try:
                 close()
-            except Exception:
+            except Exception:  # not swallowed: the log has its name and traceback, and the next one is closed
                 print(f"reward {part.call.name}: close() failed; what it started may go on:", file=sys.stderr)
                 traceback.print_exc()
 
