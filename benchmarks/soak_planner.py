@@ -6,9 +6,8 @@ Every family x {full, LoRA} x checkpointing x rows x length x precision, a micro
 each; and settings that change what a family's layers do, with one batch. One row has transformers' loss over
 all tokens, four have the M-step's and dropout before the adapters; adapters are bf16 in a bf16 step and
 otherwise fp32, as under DeepSpeed and without. Prints a line for each, with the errors of the forward and the
-backward pass's peak and of the larger of both; exit status 1 where the last
-is beyond 1 %. `--every 5` takes each
-fifth micro-step, every model's beginning at another one.
+backward pass's peak and of the larger of both; exit status 1 where the last is beyond 1 %. `--every 5` takes
+each fifth micro-step, every model's beginning at another one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop end to end: on ranks, DeepSpeed and machines; killed, stopped and changed on the way.
+"""The loop end to end: on ranks, DeepSpeed and machines; changed on the way. Killed runs: `test_run_ends`.
 
 Every launch computes with a tiny random model. What is compared is what does not depend on training: the
 base model's draws, the verdicts and D_1.
@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from tiny_run import RUN, drawn, finish, launch, show, started, wait_until, write_recipe
 from watched_run import (
     EXIT_INTERRUPTED,
+    MARKS,
     assert_all_is_drawn_once,
     assert_finished,
     plan_of,
@@ -33,10 +33,7 @@ from rest_em.storage import read_json
 from rest_em.types import GradedSolution, Verdict
 from rest_em.usage import measured_stages
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
-]
+pytestmark = MARKS
 
 NUM_UNITS = 16
 """Of the first E-step: 16 problems, 4 samples each, 4 solutions a unit."""

@@ -6,15 +6,14 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 
-import pytest
 from process_watch import processes_in
 from tiny_run import RUN, finish, launch, started, wait_until
 from watched_run import (
     EXIT_INTERRUPTED,
+    MARKS,
     assert_all_is_drawn_once,
     assert_finished,
     assert_nothing_is_alive,
@@ -27,10 +26,7 @@ from watched_run import (
 
 from rest_em.storage import read_json
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
-]
+pytestmark = MARKS
 
 
 def supervisor_of_rank(cwd: Path, rank: int) -> int:

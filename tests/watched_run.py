@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from process_watch import processes_in
 from tiny_run import RUN, drawn
 
 from rest_em.storage import read_json, read_lines
 
+MARKS = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc"),
+]
 EXIT_INTERRUPTED = 75
 GONE_SECONDS = 10.0
 """How long anything of a run may live after a part of it was killed; seen on quiet cores: ours at most 0.9 s,
