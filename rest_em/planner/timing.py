@@ -13,8 +13,7 @@ from typing import Literal
 
 from rest_em.planner import textbook
 from rest_em.planner.hardware import Cluster, Gpu
-
-Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
+from rest_em.planner.strategies import Strategy
 
 COMPUTE_EFFICIENCY = 0.40
 """Share of the peak FLOP rate that Hugging Face training reaches; 0.40 to 0.45 is usual."""
@@ -104,6 +103,11 @@ class TrainingWork:
     """Whether attention skips what is masked, as flash attention does."""
 
     @property
+    def is_sharded(self) -> bool:
+        """Say whether devices share out states, as under ZeRO."""
+        return self.strategy.startswith("zero")
+
+    @property
     def has_frozen_parameters(self) -> bool:
         """Say whether some weights need no gradient, as with LoRA."""
         return self.trainable_parameters < self.num_parameters
@@ -143,7 +147,7 @@ def traffic_bytes(work: TrainingWork, num_devices: int) -> float:
     """
     trainable = textbook.weight_bytes(work.trainable_parameters)
     micro = work.num_micro_batches
-    if work.strategy == "ddp":
+    if not work.is_sharded:
         gradients = textbook.weight_bytes(work.trainable_parameters, DDP_GRADIENT_BYTES)
         return textbook.all_reduce_bytes(gradients, num_devices)
     sent = {
@@ -188,7 +192,7 @@ def offload_bytes(work: TrainingWork, num_devices: int) -> float:
 
     Source: Ren et al. 2021, ZeRO-Offload, section 4; Rajbhandari et al. 2021, ZeRO-Infinity, section 5.
     """
-    shards = 1 if work.strategy == "ddp" else num_devices
+    shards = num_devices if work.is_sharded else 1
     trainable = textbook.weight_bytes(work.trainable_parameters) / shards
     whole = textbook.weight_bytes(work.num_parameters) / shards
     moved = 0.0
@@ -207,7 +211,7 @@ def optimiser_seconds(cluster: Cluster, work: TrainingWork, efficiency: Efficien
 
     Source: Ren et al. 2021, ZeRO-Offload, section 5.1 (Adam on the host is bound by its memory).
     """
-    shards = 1 if work.strategy == "ddp" else cluster.num_devices
+    shards = cluster.num_devices if work.is_sharded else 1
     moved = ADAM_TRAFFIC_BYTES * work.trainable_parameters / shards
     if work.offloads_optimiser:
         return moved * cluster.num_gpus / cluster.host_bandwidth

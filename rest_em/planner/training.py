@@ -323,9 +323,6 @@ def training_time(
     Confidence: about a factor of 1.5; nothing of it has been measured on a GPU.
     """
     weights = weights_of(shape, setup.adapter)
-    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = (
-        "ddp" if setup.strategy == "single" else setup.strategy
-    )
     unread = 1 - setup.step.num_kept / setup.longest  # positions whose logits are not computed
     work = TrainingWork(
         num_parameters=weights.num_elements,
@@ -336,7 +333,7 @@ def training_time(
         num_sequences=setup.num_rows,
         num_tokens=max(1, round(setup.mean_length)),
         num_micro_batches=setup.num_micro_steps(cluster.num_devices),
-        strategy=strategy,
+        strategy=setup.strategy,
         recomputes=setup.is_checkpointed,
         offloads_optimiser=setup.offload_optimizer != "none",
         offloads_parameters=setup.offload_param != "none",
