@@ -235,16 +235,14 @@ def _method(name: str | None) -> Method | None:
 
 def _clusters(gpus: Mapping[str, Gpu], name: str | None, most: Cluster) -> list[Cluster]:
     """Return the devices that a search chooses from: powers of two up to what is asked for, and that."""
-    numbers = _powers_of_two(most.num_gpus)
+    from rest_em.planner.candidates import powers_of_two
+
+    numbers = powers_of_two(most.num_gpus)
     found = [_cluster(gpus, name or most.gpu.name, number, 1) for number in numbers]
     if most.num_nodes > 1:
-        nodes = _powers_of_two(most.num_nodes)[1:]
+        nodes = powers_of_two(most.num_nodes)[1:]
         found += [_cluster(gpus, name or most.gpu.name, most.num_gpus, number) for number in nodes]
     return found
-
-
-def _powers_of_two(most: int) -> list[int]:
-    return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most})
 
 
 def _chosen(plan: Plan, found: Search | None, folder: Path, recipe: Path) -> Plan:

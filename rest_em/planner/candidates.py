@@ -83,7 +83,7 @@ def sampling_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[Samp
         if cluster.num_gpus % parts == 0 and shape.num_heads % parts == 0 and parts <= shape.num_kv_heads
     ]
     unit = base.unit_problems * base.unit_samples
-    rows = sorted({*_powers_of_two(unit), unit, base.max_rows})
+    rows = sorted({*powers_of_two(unit), base.max_rows})
     widths = sorted({2, 4, base.dtype_bytes})
     for (engine, parts), width, number in itertools.product(engines, widths, rows):
         total, active = weight_bytes(shape, width)
@@ -109,8 +109,13 @@ def sampling_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[Samp
         )
 
 
-def _powers_of_two(most: int) -> list[int]:
-    return [2**power for power in range(most.bit_length()) if 2**power <= most]
+def powers_of_two(most: int) -> list[int]:
+    """Return the numbers that a search tries: powers of two, and the most itself.
+
+    >>> powers_of_two(6)
+    [1, 2, 4, 6]
+    """
+    return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
 @dataclass(frozen=True, slots=True)
