@@ -20,7 +20,7 @@ from rest_em.ledger import Ledger
 from rest_em.planner.candidates import offload_of
 from rest_em.planner.hardware import Cluster, Gpu, load_gpus
 from rest_em.planner.machine import host_memory_bytes, local_cpu, local_gpus, shared_out
-from rest_em.planner.measured import PLAN, beside, read_plan
+from rest_em.planner.measured import PHASES, PLAN, beside, read_plan
 from rest_em.planner.plan import Plan, certain_failures, plan_training, to_json
 from rest_em.planner.search import Way, host_bytes, search
 from rest_em.planning import Launch, make_plan, overrides_of
@@ -34,8 +34,6 @@ from rest_em.usage import measured_stages
 
 DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """There where a GPU's driver is, NVIDIA's or AMD's."""
-PHASES = {"samples": "sampling", "training": "training"}
-"""The end of a stage's name -> the phase of a plan."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from rest_em.usage import MeasuredStage
 
 PLAN = "plan.json"
 """Below the run folder."""
+PHASES = {"samples": "sampling", "training": "training"}
+"""The end of a stage's name -> the phase of a plan."""
 
 
 def phase_of(stage: str) -> str | None:
@@ -26,7 +28,7 @@ def phase_of(stage: str) -> str | None:
     ('sampling', None)
     """
     found = re.fullmatch(r"iteration-\d+/(samples|training)", stage)
-    return found and {"samples": "sampling", "training": "training"}[found[1]]
+    return found and PHASES[found[1]]
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
