@@ -1,4 +1,4 @@
-"""Which weights a model has, from what its layers do."""
+"""Which weights a model has, from what its layers do. What is held of them, and where, is `states`'."""
 
 from __future__ import annotations
 

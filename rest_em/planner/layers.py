@@ -2,7 +2,7 @@
 
 A function here mirrors the `forward` of the transformers module that it is named after (version 5.23), down
 to which local variable lives how long, for that is what memory follows. Weights are registered as they are
-used, so that the same description gives the inventory, the FLOPs and the memory.
+used, so that the same description gives the inventory and the memory; time is `timing`'s.
 """
 
 from __future__ import annotations

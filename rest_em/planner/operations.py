@@ -141,7 +141,6 @@ def join(tape: Tape, parts: Sequence[Value]) -> Value:
 def linear(tape: Tape, value: Value, num_rows: int, weight: Weight, bias: Weight | None = None) -> Value:
     """Return the product with a matrix; saves its input if the matrix is trained, and the matrix."""
     num_out = weight.num_elements * num_rows // value.num_elements
-    tape.flops += 2 * num_rows * weight.num_elements
     offset = tape.half_weight(bias) if bias else None  # autocast begins with the last argument
     matrix = tape.half_weight(weight)
     value = tape.half(value)
@@ -207,7 +206,6 @@ def attention(tape: Tape, query: Value, key: Value, value: Value, heads: Heads) 
     The backward holds fp32 sums of the query's gradient and, where heads share keys, theirs before they are
     summed. Source: torch 2.13, flash_attn/flash_api.cpp, mha_fwd and mha_bwd.
     """
-    tape.flops += 4 * heads.num_rows * heads.num_heads * heads.head_dim * heads.length**2 // 2
     out = tape.new(query.num_elements, query.itemsize)
     logsumexp = tape.new(heads.num_rows * heads.num_heads * heads.length, 4)
     saved = [one.detached() for one in (query, key, value)] + [out.detached()]
@@ -247,7 +245,6 @@ def eager_attention(
     """
     query, key, value = projected
     itemsize, num_scores = query.itemsize, heads.num_rows * heads.num_heads * heads.length**2
-    tape.flops += 4 * num_scores * heads.head_dim
     keys, values = _repeated(tape, key, heads), _repeated(tape, value, heads)
     is_apart = heads.num_rows > 1 and heads.num_heads > 1
     narrow = [tape.half(query)]
@@ -362,7 +359,6 @@ def grouped_product(tape: Tape, value: Value, num_rows: int, weight: Weight, num
     matrix = tape.leaf(weight)
     value = cast(tape, value, matrix.itemsize)
     num_out = weight.num_elements // num_experts * num_rows // value.num_elements
-    tape.flops += 2 * num_rows * weight.num_elements // num_experts
     tape.save(value, matrix)
     out = tape.new(num_rows * num_out, matrix.itemsize)
     saved_input = value.detached() if weight.is_trainable and tape.saving else None

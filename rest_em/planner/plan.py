@@ -1,5 +1,8 @@
-"""The plan of a run: both phases' memory, time and money on a cluster, from a recipe, a shape and a
-workload."""
+"""The plan of a run: both phases' memory, time and money on a cluster, from a shape, setups and a workload.
+
+Joins what `sampling`, `training`, `failures` and so on compute. Reading a recipe is left to
+`rest_em.planning`, printing to `rest_em.report`, choosing among plans to `search`.
+"""
 
 from __future__ import annotations
 

@@ -153,8 +153,6 @@ class Tape:
     autocast: bool = False
     """Matrix products in half precision, whatever comes in."""
     weights: dict[str, Weight] = field(default_factory=dict)
-    flops: int = 0
-    """Of the matrix products, forward only."""
     saving: bool = True
     """Off inside a forward pass whose layers are computed again."""
     _sequence: int = 0
@@ -369,13 +367,13 @@ class Tape:
         """
         again = node.again
         assert again is not None
-        account, flops, self.account = self.account, self.flops, Account()
+        account, self.account = self.account, Account()
         self.account.phase = account.phase
         self._num_saves, self._last_save, self._recorded, self._last_saver = 0, 0, [], 0
         out = again()
         self.leave_autocast()
         nodes, self._recorded = self._recorded, None
-        self.account, self.flops = account, flops
+        self.account = account
         recomputation = _Recomputation(again, self._num_saves)
         for index, one in enumerate(nodes[: self._last_saver + 1]):
             one.stands_for, one.backward = (recomputation, index), None
