@@ -25,7 +25,7 @@ from rest_em.planner.hardware import Cluster, Gpu
 from rest_em.planner.layers import Adapter
 from rest_em.planner.shapes import ModelShape, shape_of
 from rest_em.planner.training import TrainingSetup, training_memory
-from rest_em.training import solution_loss
+from rest_em.training.loss import solution_loss
 
 GIB = 2**30
 MODELS: dict[str, dict[str, Any]] = {

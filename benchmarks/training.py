@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rest_em.storage import read_json, write_examples
-from rest_em.training import main as train
+from rest_em.training.stage import main as train
 from rest_em.types import TrainingExample
 
 PROBLEMS = Path(__file__).parents[1] / "recipes" / "quickstart" / "train.jsonl"

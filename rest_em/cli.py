@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from rest_em.recipe import Recipe
     from rest_em.run_plan import RunPlan
 
-STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training"}
+STAGES = {"sample": "rest_em.sampling.stage", "train": "rest_em.training.stage"}
 """What `_stage NAME` runs: the `main` of these modules."""
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 75

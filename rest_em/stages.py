@@ -3,7 +3,7 @@
 Rank 0 leads: it alone runs Algorithm 1 and starts stages. The other ranks follow its commands over the
 launcher's TCPStore and report how their child ended. Supervisors never touch a device, so what a stage
 held, host or GPU memory, the operating system takes back when its processes end. What a stage does is
-left to `rest_em.sampling.stage` and `rest_em.training`; this module knows a name and a JSON file.
+left to `rest_em.sampling.stage` and `rest_em.training.stage`; this module knows a name and a JSON file.
 """
 
 from __future__ import annotations

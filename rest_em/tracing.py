@@ -331,7 +331,7 @@ def _step(model: PreTrainedModel, setup: StepSetup, meter: Meter, optimizer: tor
 
 
 def _loss(model: PreTrainedModel, setup: StepSetup) -> torch.Tensor:
-    from rest_em.training import solution_loss
+    from rest_em.training.loss import solution_loss
 
     num_rows, length = setup.num_rows, setup.length
     input_ids_BT = torch.zeros(num_rows, length, dtype=torch.long)

@@ -33,15 +33,10 @@ from rest_em.recipe import TrainingSection
 from rest_em.stages import Ranks, stage_environment
 from rest_em.storage import read_json, write_examples, write_json
 from rest_em.tokens import encode_prompt
-from rest_em.training import (
-    _EpochLoader,
-    _length_limit,
-    _MicroBatches,
-    collate,
-    encode_examples,
-    main,
-    solution_loss,
-)
+from rest_em.training.examples import encode_examples, length_limit
+from rest_em.training.loader import EpochLoader, MicroBatches, collate
+from rest_em.training.loss import solution_loss
+from rest_em.training.stage import main
 from rest_em.types import TrainingExample
 from rest_em.usage import Usage, joint_usage
 
@@ -52,11 +47,11 @@ LAUNCH_FOLDER = Path(__file__).parents[1] / "launch"
 
 RANK_PROGRAM = """
 import hashlib, json, os, sys
-from rest_em import training
+from rest_em.training import stage
 from rest_em.storage import write_json
 
 spec = json.load(open(sys.argv[1]))
-leave = training._leave_group
+leave = stage.leave_group
 
 def record_and_leave(trainer):
     weights = hashlib.sha256()
@@ -64,11 +59,11 @@ def record_and_leave(trainer):
         weights.update(parameter.detach().numpy().tobytes())
     examples = [row for batch in trainer.get_train_dataloader() for row in batch["input_ids"].tolist()]
     rank = os.environ["RANK"]
-    write_json(training.Path(spec["output"]) / f"rank{rank}.json", [weights.hexdigest(), examples])
+    write_json(stage.Path(spec["output"]) / f"rank{rank}.json", [weights.hexdigest(), examples])
     leave(trainer)
 
-training._leave_group = record_and_leave
-training.main(spec)
+stage.leave_group = record_and_leave
+stage.main(spec)
 """
 """Trains as the stage does and, before it leaves, tells a rank's parameters and what it was shown."""
 
@@ -478,9 +473,9 @@ def test_the_models_own_length_is_a_limit_too(tmp_path: Path, tiny_model_folder:
 def test_the_shorter_of_the_recipes_and_the_models_limit_holds_whatever_the_model_calls_it() -> None:
     section = TrainingSection.model_validate({})
     gpt2, llama = GPT2Config(n_positions=64), LlamaConfig(max_position_embeddings=32)
-    assert [_length_limit(section, config) for config in (gpt2, llama)] == [64, 32]
+    assert [length_limit(section, config) for config in (gpt2, llama)] == [64, 32]
     section = TrainingSection.model_validate({"max_length": 40})
-    assert [_length_limit(section, config) for config in (gpt2, llama)] == [40, 32]
+    assert [length_limit(section, config) for config in (gpt2, llama)] == [40, 32]
 
 
 def test_every_epoch_has_an_order_of_its_own_and_the_recipe_chooses_its_kind() -> None:
@@ -491,8 +486,8 @@ def test_every_epoch_has_an_order_of_its_own_and_the_recipe_chooses_its_kind() -
             per_device_train_batch_size=4, gradient_accumulation_steps=1, world_size=1, process_index=0,
             train_sampling_strategy=strategy,
         )  # fmt: skip
-        sampler = _MicroBatches(examples, arguments, "0/1")
-        loader = _EpochLoader(examples, batch_sampler=sampler)
+        sampler = MicroBatches(examples, arguments, "0/1")
+        loader = EpochLoader(examples, batch_sampler=sampler)
         found = []
         for epoch in range(2):
             loader.set_epoch(epoch)

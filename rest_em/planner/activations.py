@@ -164,7 +164,7 @@ def _model_loss(model: Pass, held: list[Value]) -> Value:
 
 
 def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
-    """Source: rest_em.training, `solution_loss`."""
+    """Source: rest_em.training.loss."""
     tape = model.tape
     logits = project_to_logits(model, held[0], setup.num_kept)
     held.clear()

@@ -1,0 +1,57 @@
+"""The base model, read where it is needed and never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+
+class Base:
+    """The base model as a recipe names it; read from disk or hub where it is needed, never changed."""
+
+    def __init__(self, name_or_path: str, revision: str | None, trust_remote_code: bool) -> None:
+        self.name_or_path = name_or_path
+        self._source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.config: PretrainedConfig = AutoConfig.from_pretrained(name_or_path, **self._source)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, **self._source)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the checkpoint on disk."""
+        dtype = self.config.dtype
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+    def read(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        """Return the model; under ZeRO-3 a rank holds its share only."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.name_or_path, dtype=dtype, attn_implementation=attention, **self._source
+        )
+        return model
+
+    def trainable_model(self, lora: dict[str, Any] | None, *, is_half: bool, attention: str | None) -> Any:
+        """Return the model with fp32 weights, or frozen with fp32 adapters on it.
+
+        Args:
+            lora: peft's LoraConfig, or None to train all weights.
+            is_half: whether a frozen base is held in bfloat16.
+            attention: transformers' `attn_implementation`, None for the model's own choice.
+        """
+        if lora is None:
+            return self.read(torch.float32, attention)
+        from peft import LoraConfig, get_peft_model
+
+        model = self.read(torch.bfloat16 if is_half else torch.float32, attention)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+
+
+def is_adapted(model: Any) -> bool:
+    return not isinstance(model, PreTrainedModel)
