@@ -37,10 +37,10 @@ from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
 from rest_em.usage import usage_entry
 
 SPEED_SETTINGS = (
-    "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_",
-    "torch_empty_cache",
+    "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_", "packing",
+    "prefix_sharing", "torch_empty_cache",
 )  # fmt: skip
-"""What these settings of transformers begin with changes how an M-step goes, and not what comes of it."""
+"""What settings that begin so change is how an M-step goes, and not what comes of it."""
 
 
 def rest_em(run: Run) -> Policy:

@@ -35,6 +35,11 @@ class EncodedExample:
     """r(x, y) > 0, the weight of each of the solution's tokens in the loss."""
 
     @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt's tokens."""
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
     def num_solution_tokens(self) -> int:
         """How many tokens the loss counts."""
         return len(self.token_ids) - self.num_prompt_tokens
@@ -130,4 +135,45 @@ def micro_batches(
         end = start + size + (i < num_larger)
         cuts.append(by_length[start:end])
         start = end
+    return cuts
+
+
+def packed_micro_batches(
+    batch: Sequence[int],
+    examples: Sequence[EncodedExample],
+    *,
+    per_device: int,
+    num_ranks: int,
+    share_prefixes: bool,
+) -> list[list[int]]:
+    """Cut a global batch into as many micro-batches for every rank, with about equally many tokens each.
+
+    As `micro_batches`, but for examples that need not be alike in length: the longest are given out first,
+    each to the micro-batch with the fewest tokens.
+
+    Args:
+        share_prefixes: whether those of one prompt stay together as far as there is room.
+
+    >>> rows = [EncodedExample((token,) * length, 1, 1.0) for token, length in enumerate((9, 5, 7, 3))]
+    >>> packed_micro_batches([0, 1, 2, 3], rows, per_device=2, num_ranks=2, share_prefixes=False)
+    [[0, 3], [2, 1]]
+    """
+    num_cuts = -(-len(batch) // (per_device * num_ranks)) * num_ranks
+    cuts: list[list[int]] = [[] for _ in range(num_cuts)]
+    loads = [0] * num_cuts
+    groups: dict[object, list[int]] = {}
+    for index in batch:
+        groups.setdefault(examples[index].prompt_ids if share_prefixes else index, []).append(index)
+
+    def num_tokens(group: Sequence[int]) -> int:
+        return sum(len(examples[index].token_ids) for index in group)
+
+    for group in sorted(groups.values(), key=num_tokens, reverse=True):
+        start = 0
+        while start < len(group):
+            cut = min((k for k in range(num_cuts) if len(cuts[k]) < per_device), key=loads.__getitem__)
+            taken = group[start : start + per_device - len(cuts[cut])]
+            cuts[cut] += taken
+            loads[cut] += num_tokens(taken)
+            start += len(taken)
     return cuts

@@ -410,6 +410,11 @@ class TrainingSection(Section):
     """bfloat16 autocast over fp32 master weights; `auto` where the device computes it natively."""
     max_length: AtLeastOne | None = None
     """Examples of more tokens (prompt and solution) are left out and counted; None is the model's limit."""
+    packing: bool | Literal["auto"] = "auto"
+    """Put the examples of a forward pass one after another, not padded; `auto` where the model allows it. It
+    changes speed and memory, not what is learned."""
+    prefix_sharing: bool = True
+    """Where they are packed, compute once what their prompts begin with in common; gradients are the same."""
     checkpoint_choice: Literal["first_drop", "best", "last"] = "first_drop"
     """Which epoch's checkpoint is taken: the last before the first drop on D_val, the best or the last."""
 

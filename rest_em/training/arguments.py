@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from rest_em.batches import divide_global_batch
 from rest_em.devices import device_type, has_native_bfloat16
+from rest_em.errors import TrainingError
 from rest_em.recipe import TrainingSection
+from rest_em.training.attention import why_not_packed
+from rest_em.training.loader import Packing
 
 EAGER_MAX_LENGTH = 128
 """Tokens up to which a CPU's eager attention beats SDPA; its memory grows with the square."""
@@ -77,3 +81,25 @@ def _prepare_deepspeed(accumulation: int, *, is_on_cpu: bool) -> None:
 def choose_attention(longest: int) -> str | None:
     """Return "eager" for short sequences on a CPU, where it is the faster one; see docs/training.md."""
     return "eager" if device_type() == "cpu" and longest <= EAGER_MAX_LENGTH else None
+
+
+def choose_packing(section: TrainingSection, config: PretrainedConfig, longest: int) -> Packing:
+    """Return how examples share a forward pass; says so where `auto` does not pack them.
+
+    Args:
+        section: the recipe's.
+        config: the model's.
+        longest: tokens of the longest example.
+
+    Raises:
+        TrainingError: the recipe wants them packed and the model does not allow it.
+    """
+    if section.packing is False:
+        return Packing(is_packed=False, share_prefixes=False)
+    reason = why_not_packed(config, longest)
+    if reason is None:
+        return Packing(is_packed=True, share_prefixes=section.prefix_sharing)
+    if section.packing is True:
+        raise TrainingError(f"training.packing is true, but {reason}; give auto or false")
+    print(f"examples are padded, not packed: {reason}", file=sys.stderr)
+    return Packing(is_packed=False, share_prefixes=False)

@@ -54,4 +54,11 @@ class Base:
 
 
 def is_adapted(model: Any) -> bool:
+    """Say whether a model is one of peft's, around transformers'."""
     return not isinstance(model, PreTrainedModel)
+
+
+def without_adapter(model: Any) -> PreTrainedModel:
+    """Return transformers' model; if there are adapters, they are in its layers."""
+    inner: PreTrainedModel = model.get_base_model() if is_adapted(model) else model
+    return inner

@@ -1,17 +1,33 @@
-"""What each forward pass of a rank sees: examples, padded, each token with its weight in the loss."""
+"""What each forward pass of a rank sees: examples, packed or padded, and the weights of their tokens."""
 
-# Shapes: B examples in the micro-batch, T tokens.
+# Shapes: B examples in the micro-batch, T tokens, S solution tokens.
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
 
-from rest_em.batches import EncodedExample, global_batches, micro_batches
+from rest_em.batches import EncodedExample, global_batches, micro_batches, packed_micro_batches
+from rest_em.packs import pack_examples
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How examples share a forward pass.
+
+    Example:
+        Packing(is_packed=True, share_prefixes=False)
+    """
+
+    is_packed: bool
+    """One after another in one sequence, not padded to the longest."""
+    share_prefixes: bool
+    """What their prompts begin with in common is computed once a pass; only where they are packed."""
 
 
 class MicroBatches(Sampler[list[tuple[int, float]]]):
@@ -23,8 +39,15 @@ class MicroBatches(Sampler[list[tuple[int, float]]]):
     """
 
     def __init__(
-        self, examples: Sequence[EncodedExample], arguments: TrainingArguments, order_seed: str
+        self,
+        examples: Sequence[EncodedExample],
+        arguments: TrainingArguments,
+        order_seed: str,
+        *,
+        packing: Packing,
     ) -> None:
+        self._examples = examples
+        self._packing = packing
         self._lengths = [len(one.token_ids) for one in examples]
         self._token_weights = [one.weight * one.num_solution_tokens for one in examples]
         self._arguments = arguments
@@ -41,12 +64,17 @@ class MicroBatches(Sampler[list[tuple[int, float]]]):
         num_ranks = self._arguments.world_size
         for batch in self._global_batches():
             scale = num_ranks / sum(self._token_weights[i] for i in batch)
-            cuts = micro_batches(
-                batch,
-                self._lengths,
-                per_device=self._arguments.per_device_train_batch_size,
-                num_ranks=num_ranks,
-            )
+            per_device = self._arguments.per_device_train_batch_size
+            if self._packing.is_packed:
+                cuts = packed_micro_batches(
+                    batch,
+                    self._examples,
+                    per_device=per_device,
+                    num_ranks=num_ranks,
+                    share_prefixes=self._packing.share_prefixes,
+                )
+            else:
+                cuts = micro_batches(batch, self._lengths, per_device=per_device, num_ranks=num_ranks)
             for mine in cuts[self._arguments.process_index :: num_ranks]:
                 # Ranks take equally many steps: one without an example computes another's, without weight.
                 yield [(i, scale) for i in mine] or [(self._shortest, 0.0)]
@@ -84,7 +112,7 @@ class WeighedExamples(torch.utils.data.Dataset[tuple[EncodedExample, float]]):
         return self._examples[index], scale
 
 
-def collate(rows: Sequence[tuple[EncodedExample, float]]) -> dict[str, torch.Tensor]:
+def pad(rows: Sequence[tuple[EncodedExample, float]]) -> dict[str, torch.Tensor]:
     """Pad on the right to the longest; `token_weights` is 0 wherever the loss does not look.
 
     No attention mask: attention is causal, so no token sees the padding behind it, and without a mask the
@@ -98,3 +126,17 @@ def collate(rows: Sequence[tuple[EncodedExample, float]]) -> dict[str, torch.Ten
         input_ids_BT[row, :length] = torch.tensor(example.token_ids)
         token_weights_BT[row, example.num_prompt_tokens : length] = example.weight * scale
     return {"input_ids": input_ids_BT, "token_weights": token_weights_BT}
+
+
+def pack(rows: Sequence[tuple[EncodedExample, float]], *, share_prefixes: bool) -> dict[str, Any]:
+    """Return a pack as `SolutionLoss` takes it, and its `segments` for `PackedAttention`."""
+    packed = pack_examples([example for example, _ in rows], share_prefixes=share_prefixes)
+    weights = [example.weight * scale for example, scale in rows]
+    return {
+        "input_ids": torch.tensor([packed.token_ids]),
+        "position_ids": torch.tensor([packed.positions]),
+        "predicting_S": torch.tensor(packed.predicting),
+        "targets_S": torch.tensor(packed.targets),
+        "weights_S": torch.tensor([weights[index] for index in packed.examples]),
+        "segments": packed.segments,
+    }

@@ -22,7 +22,7 @@ from rest_em.errors import TrainingError
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
 from rest_em.storage import read_examples, write_json
-from rest_em.training.arguments import choose_attention, training_arguments
+from rest_em.training.arguments import choose_attention, choose_packing, training_arguments
 from rest_em.training.base import Base
 from rest_em.training.checkpoints import Checkpoints
 from rest_em.training.examples import encode_examples, length_limit
@@ -60,8 +60,10 @@ def main(spec: dict[str, Any]) -> None:
     )
     set_seed(arguments.seed)
     longest = max(len(one.token_ids) for one in examples)
-    model = base.trainable_model(spec["lora"], is_half=arguments.bf16, attention=choose_attention(longest))
-    trainer = WeightedTrainer(model, arguments, examples, order_seed)
+    packing = choose_packing(section, base.config, longest)
+    attention = None if packing.is_packed else choose_attention(longest)
+    model = base.trainable_model(spec["lora"], is_half=arguments.bf16, attention=attention)
+    trainer = WeightedTrainer(model, arguments, examples, order_seed, packing)
     checkpoints = Checkpoints(trainer, base, output)
     journal = Journal(Path(spec["progress"]) / "0.json", checkpoints.save)
     trainer.add_callback(journal)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from rest_em.batches import EncodedExample
-from rest_em.training.base import is_adapted
-from rest_em.training.loader import EpochLoader, MicroBatches, WeighedExamples, collate
-from rest_em.training.loss import solution_loss
+from rest_em.training.attention import PackedAttention
+from rest_em.training.base import without_adapter
+from rest_em.training.loader import EpochLoader, MicroBatches, Packing, WeighedExamples, pack, pad
+from rest_em.training.loss import SolutionLoss, solution_loss
 
 
 class WeightedTrainer(Trainer):
@@ -24,22 +26,36 @@ class WeightedTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, model: Any, arguments: TrainingArguments, examples: list[EncodedExample], order_seed: str
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        examples: list[EncodedExample],
+        order_seed: str,
+        packing: Packing,
     ) -> None:
+        """Take over the model's attention and its loss where examples are packed."""
+        inner = without_adapter(model)
+        self._attention = PackedAttention()
+        self._can_keep_logits = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        if packing.is_packed:
+            self._attention.install(inner)
+            SolutionLoss(inner)
         super().__init__(model=model, args=arguments)
         self._examples = examples
         self._order_seed = order_seed
+        self._packing = packing
         self.num_computed = 0
         """Tokens that this rank has computed, prompts and padding among them."""
-        parameters = inspect.signature(model.get_base_model().forward if is_adapted(model) else model.forward)
-        self._can_keep_logits = "logits_to_keep" in parameters.parameters
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's micro-batches; not prepared by accelerate, which would share them out again."""
+        packing = self._packing
         return EpochLoader(
             WeighedExamples(self._examples),
-            batch_sampler=MicroBatches(self._examples, self.args, self._order_seed),
-            collate_fn=collate,
+            batch_sampler=MicroBatches(self._examples, self.args, self._order_seed, packing=packing),
+            collate_fn=functools.partial(pack, share_prefixes=packing.share_prefixes)
+            if packing.is_packed
+            else pad,
             pin_memory=self.args.device.type == "cuda",
         )
 
@@ -52,17 +68,24 @@ class WeightedTrainer(Trainer):
     ) -> Any:
         """Return the micro-batch's part of the global batch's loss, times the number of ranks."""
         assert not return_outputs, "rest_em evaluates by sampling"
-        weights_BT = inputs.pop("token_weights")
-        self.num_computed += weights_BT.numel()
+        self.num_computed += inputs["input_ids"].numel()
+        if not self._packing.is_packed:
+            return self._padded_loss(model, inputs["input_ids"], inputs["token_weights"])
+        self._attention.segments = inputs.pop("segments")
+        return model(**inputs)
+
+    def _padded_loss(
+        self, model: torch.nn.Module, input_ids_BT: torch.Tensor, weights_BT: torch.Tensor
+    ) -> torch.Tensor:
         rows_S, places_S = torch.nonzero(weights_BT, as_tuple=True)
         length = weights_BT.shape[1]
         first = int(places_S.min()) if len(places_S) else length - 1
         kept = {"logits_to_keep": length - first + 1} if self._can_keep_logits else {}
-        logits_BKV = model(**inputs, **kept).logits
+        logits_BKV = model(input_ids=input_ids_BT, use_cache=False, **kept).logits
         num_kept = logits_BKV.shape[1]
         return solution_loss(
             logits_BKV,
             rows_S * num_kept + places_S - 1 - (length - num_kept),
-            inputs["input_ids"][rows_S, places_S],
+            input_ids_BT[rows_S, places_S],
             weights_BT[rows_S, places_S],
         )

@@ -1,0 +1,158 @@
+"""Several examples in one sequence without padding, what they begin with in common computed once.
+
+A pack is a tree: its segments are runs of tokens, and a token sees its own segment up to itself and the whole
+segments that its example begins with. So no example sees another, and every token has the position that it
+has alone. Only prompts are shared: each solution stands by itself. Pure functions of token ids; tensors and
+attention are left to `rest_em.training`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rest_em.batches import EncodedExample
+
+MIN_SHARED_TOKENS = 16
+"""What prompts have in common is computed once if it is so long; attention in more parts has its price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of a pack.
+
+    Example:
+        Segment(start=40, end=55, sees=((0, 30),))
+    """
+
+    start: int
+    """Its first token's place in the pack."""
+    end: int
+    """The place after its last token."""
+    sees: tuple[tuple[int, int], ...] = ()
+    """Places of the tokens before it that it begins with, ascending, as (start, end); not its own."""
+
+
+@dataclass(slots=True)
+class Pack:
+    """A micro-batch as one sequence.
+
+    Example:
+        Pack(
+            token_ids=[1, 7, 8, 9], positions=[0, 1, 2, 2],
+            segments=[Segment(0, 2), Segment(2, 3, ((0, 2),)), Segment(3, 4, ((0, 2),))],
+            predicting=[1, 1], examples=[0, 1], targets=[8, 9],
+        )
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Each token's place in its example."""
+    segments: list[Segment] = field(default_factory=list)
+    """One after another, all tokens."""
+    predicting: list[int] = field(default_factory=list)
+    """For each solution token the place of the token before it; solutions of one prompt share the first."""
+    examples: list[int] = field(default_factory=list)
+    """For each solution token which example it is of."""
+    targets: list[int] = field(default_factory=list)
+    """The solution tokens."""
+
+
+def pack_examples(examples: Sequence[EncodedExample], *, share_prefixes: bool) -> Pack:
+    """Return the examples as a pack.
+
+    Args:
+        share_prefixes: whether tokens that prompts begin with in common are there once.
+
+    >>> one, other = EncodedExample((1, 2, 3), 2, 1.0), EncodedExample((4, 5), 1, 1.0)
+    >>> pack = pack_examples([one, other], share_prefixes=False)
+    >>> pack.token_ids, pack.positions, pack.predicting, pack.targets
+    ([1, 2, 3, 4, 5], [0, 1, 2, 0, 1], [1, 3], [3, 5])
+    """
+    pack = Pack()
+    if share_prefixes:
+        # Neighbours in the order of their prompts have the most in common.
+        order = sorted(range(len(examples)), key=lambda i: examples[i].prompt_ids)
+        _share(pack, examples, order, ())
+    else:
+        for index in range(len(examples)):
+            _append(pack, examples[index], index, ())
+    return pack
+
+
+def num_packed_tokens(examples: Sequence[EncodedExample], *, share_prefixes: bool) -> int:
+    """Return the tokens that a pack of these examples has."""
+    return len(pack_examples(examples, share_prefixes=share_prefixes).token_ids)
+
+
+def _share(
+    pack: Pack, examples: Sequence[EncodedExample], order: Sequence[int], sees: tuple[tuple[int, int], ...]
+) -> None:
+    """Append examples in the order of their prompts, all of which begin with what `sees` says."""
+    if len(order) == 1:
+        _append(pack, examples[order[0]], order[0], sees)
+        return
+    first, last = (examples[order[i]].prompt_ids for i in (0, -1))
+    common, seen = _num_common(first, last), _num_tokens(sees)
+    if common - seen >= MIN_SHARED_TOKENS:
+        start = len(pack.token_ids)
+        _append_tokens(pack, first[seen:common], seen, sees)
+        sees = _joined(sees, (start, len(pack.token_ids)))
+    for group in _by_next_token(examples, order, common):
+        _share(pack, examples, group, sees)
+
+
+def _by_next_token(
+    examples: Sequence[EncodedExample], order: Sequence[int], common: int
+) -> list[Sequence[int]]:
+    """Return the examples in groups by the token after what all have in common; prompts that end, alone."""
+    groups: list[list[int]] = []
+    before: int | None = None
+    for index in order:
+        prompt = examples[index].prompt_ids
+        token = prompt[common] if len(prompt) > common else None
+        if token is None or not groups or token != before:
+            groups.append([])
+        groups[-1].append(index)
+        before = token
+    return list(groups)
+
+
+def _append(pack: Pack, example: EncodedExample, index: int, sees: tuple[tuple[int, int], ...]) -> None:
+    """Append what an example has beyond what it begins with in common with others."""
+    seen, num_prompt = _num_tokens(sees), example.num_prompt_tokens
+    start = len(pack.token_ids)
+    _append_tokens(pack, example.token_ids[seen:], seen, sees)
+    # The prompt's last token predicts the first of the solution; it may be a shared one.
+    last = start + num_prompt - 1 - seen if num_prompt > seen else sees[-1][1] - 1
+    first = start + num_prompt - seen
+    pack.predicting += [last, *range(first, len(pack.token_ids) - 1)]
+    pack.examples += [index] * example.num_solution_tokens
+    pack.targets += example.token_ids[num_prompt:]
+
+
+def _append_tokens(
+    pack: Pack, token_ids: Sequence[int], position: int, sees: tuple[tuple[int, int], ...]
+) -> None:
+    start = len(pack.token_ids)
+    pack.token_ids += token_ids
+    pack.positions += range(position, position + len(token_ids))
+    pack.segments.append(Segment(start, len(pack.token_ids), sees))
+
+
+def _joined(sees: tuple[tuple[int, int], ...], run: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Return the places with one more run, joined with the last where it goes on from there."""
+    if sees and sees[-1][1] == run[0]:
+        return (*sees[:-1], (sees[-1][0], run[1]))
+    return (*sees, run)
+
+
+def _num_tokens(sees: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in sees)
+
+
+def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
+    for place, (token, its) in enumerate(zip(one, other, strict=False)):
+        if token != its:
+            return place
+    return min(len(one), len(other))
