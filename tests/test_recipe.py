@@ -504,7 +504,7 @@ def test_no_key_of_the_libraries_that_says_where_things_go_or_what_is_evaluated_
 
 
 def test_what_the_training_stage_sets_itself_is_no_free_key_of_a_recipe() -> None:
-    source = (Path(rest_em.__file__).parent / "training.py").read_text(encoding="utf-8")
+    source = (Path(rest_em.__file__).parent / "training" / "arguments.py").read_text(encoding="utf-8")
     (call,) = (
         node
         for node in ast.walk(ast.parse(source))
