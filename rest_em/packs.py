@@ -13,8 +13,16 @@ from dataclasses import dataclass, field
 
 from rest_em.batches import EncodedExample
 
+FAMILIES = (
+    "gemma", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2", "phi",
+    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
+"""Models, by `model_type`, whose loss and gradients were seen to be the same packed and one by one."""
 MIN_SHARED_TOKENS = 16
 """What prompts have in common is computed once if it is so long; attention in more parts has its price."""
+
+MAX_LOGITS_BYTES = 2**28
+"""Of logits in fp32 at once; where a micro-batch has more, they are computed again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +30,15 @@ class Segment:
     """A run of tokens of a pack.
 
     Example:
-        Segment(start=40, end=55, sees=((0, 30),))
+        Segment(start=40, end=55, sees=(0,))
     """
 
     start: int
     """Its first token's place in the pack."""
     end: int
     """The place after its last token."""
-    sees: tuple[tuple[int, int], ...] = ()
-    """Places of the tokens before it that it begins with, ascending, as (start, end); not its own."""
+    sees: tuple[int, ...] = ()
+    """Which earlier segments its examples begin with, ascending."""
 
 
 @dataclass(slots=True)
@@ -40,7 +48,7 @@ class Pack:
     Example:
         Pack(
             token_ids=[1, 7, 8, 9], positions=[0, 1, 2, 2],
-            segments=[Segment(0, 2), Segment(2, 3, ((0, 2),)), Segment(3, 4, ((0, 2),))],
+            segments=[Segment(0, 2), Segment(2, 3, (0,)), Segment(3, 4, (0,))],
             predicting=[1, 1], examples=[0, 1], targets=[8, 9],
         )
     """
@@ -85,19 +93,27 @@ def num_packed_tokens(examples: Sequence[EncodedExample], *, share_prefixes: boo
     return len(pack_examples(examples, share_prefixes=share_prefixes).token_ids)
 
 
+def num_chunks(num_tokens: int, vocab_size: int) -> int:
+    """Return in how many parts the logits of so many solution tokens are computed.
+
+    >>> num_chunks(512, 131072), num_chunks(513, 131072)
+    (1, 2)
+    """
+    return max(1, -(-num_tokens * vocab_size * 4 // MAX_LOGITS_BYTES))
+
+
 def _share(
-    pack: Pack, examples: Sequence[EncodedExample], order: Sequence[int], sees: tuple[tuple[int, int], ...]
+    pack: Pack, examples: Sequence[EncodedExample], order: Sequence[int], sees: tuple[int, ...]
 ) -> None:
-    """Append examples in the order of their prompts, all of which begin with what `sees` says."""
+    """Append examples in the order of their prompts, all of which begin with the segments that they see."""
     if len(order) == 1:
         _append(pack, examples[order[0]], order[0], sees)
         return
     first, last = (examples[order[i]].prompt_ids for i in (0, -1))
-    common, seen = _num_common(first, last), _num_tokens(sees)
+    common, seen = _num_common(first, last), _num_tokens(pack, sees)
     if common - seen >= MIN_SHARED_TOKENS:
-        start = len(pack.token_ids)
         _append_tokens(pack, first[seen:common], seen, sees)
-        sees = _joined(sees, (start, len(pack.token_ids)))
+        sees = (*sees, len(pack.segments) - 1)
     for group in _by_next_token(examples, order, common):
         _share(pack, examples, group, sees)
 
@@ -118,37 +134,28 @@ def _by_next_token(
     return list(groups)
 
 
-def _append(pack: Pack, example: EncodedExample, index: int, sees: tuple[tuple[int, int], ...]) -> None:
+def _append(pack: Pack, example: EncodedExample, index: int, sees: tuple[int, ...]) -> None:
     """Append what an example has beyond what it begins with in common with others."""
-    seen, num_prompt = _num_tokens(sees), example.num_prompt_tokens
+    seen, num_prompt = _num_tokens(pack, sees), example.num_prompt_tokens
     start = len(pack.token_ids)
     _append_tokens(pack, example.token_ids[seen:], seen, sees)
     # The prompt's last token predicts the first of the solution; it may be a shared one.
-    last = start + num_prompt - 1 - seen if num_prompt > seen else sees[-1][1] - 1
+    last = start + num_prompt - 1 - seen if num_prompt > seen else pack.segments[sees[-1]].end - 1
     first = start + num_prompt - seen
     pack.predicting += [last, *range(first, len(pack.token_ids) - 1)]
     pack.examples += [index] * example.num_solution_tokens
     pack.targets += example.token_ids[num_prompt:]
 
 
-def _append_tokens(
-    pack: Pack, token_ids: Sequence[int], position: int, sees: tuple[tuple[int, int], ...]
-) -> None:
+def _append_tokens(pack: Pack, token_ids: Sequence[int], position: int, sees: tuple[int, ...]) -> None:
     start = len(pack.token_ids)
     pack.token_ids += token_ids
     pack.positions += range(position, position + len(token_ids))
     pack.segments.append(Segment(start, len(pack.token_ids), sees))
 
 
-def _joined(sees: tuple[tuple[int, int], ...], run: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Return the places with one more run, joined with the last where it goes on from there."""
-    if sees and sees[-1][1] == run[0]:
-        return (*sees[:-1], (sees[-1][0], run[1]))
-    return (*sees, run)
-
-
-def _num_tokens(sees: Sequence[tuple[int, int]]) -> int:
-    return sum(end - start for start, end in sees)
+def _num_tokens(pack: Pack, segments: Sequence[int]) -> int:
+    return sum(pack.segments[index].end - pack.segments[index].start for index in segments)
 
 
 def _num_common(one: Sequence[int], other: Sequence[int]) -> int:

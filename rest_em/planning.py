@@ -18,6 +18,7 @@ import yaml
 
 from rest_em.batches import divide_global_batch
 from rest_em.errors import PlanError
+from rest_em.packs import FAMILIES, MIN_SHARED_TOKENS
 from rest_em.planner.adapters import adapter_of
 from rest_em.planner.candidates import LORA
 from rest_em.planner.hardware import Cluster
@@ -469,13 +470,16 @@ def training_setup(
     rows, _ = divide_global_batch(
         section.global_batch_size, cluster.num_devices, section.per_device_train_batch_size
     )
+    is_packed = section.packing is not False and _can_pack(shape, longest)
+    shared = workload.training_prompt.head if is_packed and section.prefix_sharing and rows > 1 else 0
+    mean = min(float(longest), workload.training_prompt.mean + workload.mean_new_tokens)
     return TrainingSetup(
         method=method,
         strategy=launch.strategy,
         num_rows=rows,
         global_batch_size=section.global_batch_size,
         longest=longest,
-        mean_length=mean_padded(workload.training_prompt.mean + workload.mean_new_tokens, longest, rows),
+        mean_length=mean if is_packed else mean_padded(mean, longest, rows),
         num_kept=min(longest, longest - workload.training_prompt.shortest + 1),
         num_solution_tokens=min(cap, longest - 1),
         precision=precision,
@@ -486,7 +490,15 @@ def training_setup(
         offload_param=launch.offload_param,
         zero=zero_settings(launch, shape, weights_of(shape, adapter).num_elements),
         checkpoint_element_bytes=4 if shape.dtype == "float32" else 2,
+        is_packed=is_packed,
+        num_shared=shared if shared >= MIN_SHARED_TOKENS else 0,
     )
+
+
+def _can_pack(shape: ModelShape, longest: int) -> bool:
+    """Say whether the M-step packs a model's examples, as `rest_em.training.attention.why_not_packed` does."""
+    has_room = all(window is None or window >= longest for window in shape.windows)
+    return shape.family in FAMILIES and not shape.has_logit_cap and not shape.has_score_cap and has_room
 
 
 def overrides_of(recipe: Recipe, plan: Plan) -> dict[str, Any]:

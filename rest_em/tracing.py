@@ -23,7 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rest_em.errors import PlanError
+from rest_em.packs import Segment
 from rest_em.planner.activations import StepSetup, instants_of
+from rest_em.planner.layers import Packed
 from rest_em.planner.shapes import ModelShape
 from rest_em.planner.training import Comparison, TrainingSetup
 from rest_em.recipe import ModelSection
@@ -107,7 +109,8 @@ class _FlashAttention(torch.autograd.Function):
             (num_rows, num_heads, rounded, flash_head_size(size)), dtype=torch.float32
         )
         found = [torch.empty_like(one) for one in (query, key, value)]
-        expanded = [query.new_empty(query.shape) for _ in range(2)] if key.shape[1] != num_heads else []
+        of_heads = (num_rows, num_heads, key.shape[2], size)
+        expanded = [query.new_empty(of_heads) for _ in range(2)] if key.shape[1] != num_heads else []
         del softmax_d, accumulated, expanded
         return tuple(found)
 
@@ -333,6 +336,8 @@ def _step(model: PreTrainedModel, setup: StepSetup, meter: Meter, optimizer: tor
 def _loss(model: PreTrainedModel, setup: StepSetup) -> torch.Tensor:
     from rest_em.training.loss import solution_loss
 
+    if setup.packed is not None:
+        return _packed_loss(model, setup, setup.packed)
     num_rows, length = setup.num_rows, setup.length
     input_ids_BT = torch.zeros(num_rows, length, dtype=torch.long)
     with _autocast(setup):
@@ -347,6 +352,36 @@ def _loss(model: PreTrainedModel, setup: StepSetup) -> torch.Tensor:
     size = num_rows * setup.num_solution_tokens
     positions_S, targets_S = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
     return solution_loss(logits_BKV, positions_S, targets_S, torch.zeros(size))
+
+
+def _packed_loss(model: Any, setup: StepSetup, packed: Packed) -> torch.Tensor:
+    """Return the M-step's loss of examples in one row, which share what they begin with."""
+    from rest_em.training.attention import PackedAttention
+    from rest_em.training.loss import SolutionLoss
+
+    inner = model if setup.adapter is None else model.get_base_model()
+    attention = PackedAttention(_flash_kernel)
+    attention.install(inner)
+    SolutionLoss(inner)
+    shared, own = packed.num_shared, packed.length - packed.num_shared
+    head = [Segment(0, shared)] if shared else []
+    starts = range(shared, packed.num_tokens, own)
+    attention.segments = head + [Segment(one, one + own, (0,) if shared else ()) for one in starts]
+    ids = torch.zeros(1, packed.num_tokens, dtype=torch.long)
+    positions = torch.zeros(1, packed.num_tokens, dtype=torch.long)
+    size = setup.num_rows * setup.num_solution_tokens
+    places, targets = torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long)
+    with _autocast(setup):
+        return cast(torch.Tensor, model(
+            input_ids=ids, position_ids=positions, predicting_S=places, targets_S=targets,
+            weights_S=torch.zeros(size),
+        ))  # fmt: skip
+
+
+def _flash_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object
+) -> torch.Tensor:
+    return cast(torch.Tensor, _FlashAttention.apply(query, key, value)).transpose(1, 2)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager

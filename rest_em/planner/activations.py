@@ -7,22 +7,26 @@ and three rows where X
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rest_em.packs import num_chunks
 from rest_em.planner.layers import (
     Adapter,
+    Packed,
     Pass,
     Positions,
     embed_tokens,
     layer_of,
+    logits_of,
     masks_of,
     norm,
     positions_of,
     project_to_logits,
 )
-from rest_em.planner.operations import gather, negative_log_likelihood
+from rest_em.planner.operations import gather, join, negative_log_likelihood
 from rest_em.planner.shapes import ModelShape
 from rest_em.planner.tape import KINDS, Account, Event, Tape, Value, cast
 
@@ -45,8 +49,16 @@ class StepSetup:
     precision: Literal["fp32", "autocast", "bf16"] = "autocast"
     is_checkpointed: bool = False
     adapter: Adapter | None = None
-    loss: Literal["solution", "model"] = "solution"
-    """`solution` is the M-step's; `model` is transformers' own over all tokens, as with labels."""
+    loss: Literal["packed", "solution", "model"] = "solution"
+    """`packed` is the M-step's on examples in one row, `solution` that on padded ones; `model` is
+    transformers' own over all tokens, as with labels."""
+    num_shared: int = 0
+    """Tokens that all examples begin with and that are computed once; only where they are packed."""
+
+    @property
+    def packed(self) -> Packed | None:
+        """What the one row consists of; None where examples have rows of their own."""
+        return Packed(self.num_rows, self.length, self.num_shared) if self.loss == "packed" else None
 
     @property
     def itemsize(self) -> int:
@@ -77,7 +89,7 @@ def instants_of(shape: ModelShape, setup: StepSetup) -> tuple[Instant, ...]:
     kinds, `layer 1 backward` and so on stand between the last and the first; `layer 1 backward` also where
     layers share masks.
     """
-    if setup.num_rows > 3:
+    if setup.num_rows > 3 and setup.loss != "packed":
         two, three = (_of_all_layers(shape, replace(setup, num_rows=number)) for number in (2, 3))
         phases = _extended(two, three, setup.num_rows - 2)
     else:
@@ -118,10 +130,12 @@ def _extended(
 def _play(shape: ModelShape, setup: StepSetup) -> dict[str, list[Event]]:
     """Play a whole micro-step; return the events of its phases by their names."""
     tape = Tape(Account(), autocast=setup.precision == "autocast")
-    model = Pass(tape, shape, setup.num_rows, setup.length, setup.itemsize, setup.adapter)
-    ids = tape.new(model.num_tokens, 8)
+    packed = setup.packed
+    num_rows, length = (1, packed.num_tokens) if packed else (setup.num_rows, setup.length)
+    model = Pass(tape, shape, num_rows, length, setup.itemsize, setup.adapter, packed)
+    ids = tape.new(model.num_tokens * (2 if packed else 1), 8)  # and their positions
     held = [_through_layers(model, setup)]
-    loss = _model_loss(model, held) if setup.loss == "model" else _solution_loss(model, held, setup)
+    loss = _LOSSES[setup.loss](model, held, setup)
     tape.run_backward(loss)
     assert ids.num_elements
     return _named(tape.account.events, shape)
@@ -152,7 +166,7 @@ def _layer(layer: Any, model: Pass, name: str, positions: Positions, value: Valu
     return found
 
 
-def _model_loss(model: Pass, held: list[Value]) -> Value:
+def _model_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
     """Source: transformers 5.23, loss/loss_utils.py, ForCausalLMLoss."""
     tape = model.tape
     logits = project_to_logits(model, held[0], model.length)
@@ -175,6 +189,32 @@ def _solution_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
             logits = cast(tape, logits, 4)
         chosen = cast(tape, gather(tape, logits, num_solution * model.shape.vocab_size), 4)
         return negative_log_likelihood(tape, chosen, num_solution)
+
+
+def _packed_loss(model: Pass, held: list[Value], setup: StepSetup) -> Value:
+    """Source: rest_em.training.loss, `SolutionLoss`. Parts of the logits after the third are as that."""
+    tape, width, vocabulary = model.tape, model.shape.hidden_size, model.shape.vocab_size
+    num_solution = setup.num_rows * setup.num_solution_tokens
+    number = num_chunks(num_solution, vocabulary)
+    size = math.ceil(num_solution / number)
+
+    def loss_of(hidden: Value) -> Value:
+        logits = [logits_of(model, gather(tape, hidden, size * width, tape.new(size, 8)), size)]
+        with tape.counting("logits"):
+            return negative_log_likelihood(tape, cast(tape, logits.pop(), 4), size)
+
+    if number == 1:
+        loss = loss_of(held.pop())
+    else:
+        hidden = held.pop()
+        losses = [tape.checkpointed(hidden, loss_of) for _ in range(min(number, 3))]
+        loss = join(tape, losses)
+        del hidden
+    tape.leave_autocast()
+    return loss
+
+
+_LOSSES = {"packed": _packed_loss, "solution": _solution_loss, "model": _model_loss}
 
 
 def _named(events: Mapping[str, list[Event]], shape: ModelShape) -> dict[str, list[Event]]:

@@ -240,6 +240,8 @@ def _altered(base: TrainingSetup, setup: TrainingSetup) -> tuple[str, ...]:
 def _mean_length(plan: Plan, num_rows: int) -> float:
     workload = plan.workload
     mean = workload.training_prompt.mean + workload.mean_new_tokens
+    if plan.training.setup.is_packed:
+        return mean
     return mean_padded(mean, plan.training.setup.longest, num_rows)
 
 

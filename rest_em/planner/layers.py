@@ -24,6 +24,7 @@ from rest_em.planner.operations import (
     linear,
     mean_of_rows,
     multiply,
+    packed_attention,
     part,
     pointwise,
     relaid,
@@ -54,6 +55,26 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """Sequences in one row, of equal length.
+
+    Example:
+        Packed(num_sequences=8, length=1024, num_shared=600)
+    """
+
+    num_sequences: int
+    length: int
+    """Tokens of each, those that are shared among them."""
+    num_shared: int
+    """Tokens that all begin with, which are there once."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the row."""
+        return self.num_shared + self.num_sequences * (self.length - self.num_shared)
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """One model on one tape, with so many tokens."""
 
@@ -64,6 +85,8 @@ class Pass:
     itemsize: int
     """Of the model's own weights."""
     adapter: Adapter | None = None
+    packed: Packed | None = None
+    """What the one row consists of, where examples are packed."""
     embedding_name: str = "embed_tokens.weight"
 
     @property
@@ -208,6 +231,11 @@ def rotate_in_part(model: Pass, value: Value, positions: Positions) -> Value:
 def attend(model: Pass, query: Value, key: Value, value: Value) -> Value:
     """Return what the heads attend to; under autocast the kernel takes half precision."""
     query, key, value = (model.tape.half(one) for one in (query, key, value))
+    if model.packed is not None:
+        shape, packed = model.shape, model.packed
+        sizes = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+        heads = Heads(packed.num_sequences, packed.length, *sizes)
+        return packed_attention(model.tape, query, key, value, heads=heads, num_shared=packed.num_shared)
     return attention(model.tape, query, key, value, _heads_of(model))
 
 
@@ -590,12 +618,17 @@ def project_to_logits(model: Pass, value: Value, num_kept: int) -> Value:
     shape, tape, rows = model.shape, model.tape, model.num_rows * num_kept
     if num_kept < model.length:
         value = part(tape, value, rows * shape.hidden_size)
+    is_apart = num_kept < model.length and model.num_rows > 1 and tape.half_is(value)
+    return logits_of(model, value, rows, is_apart=is_apart)
+
+
+def logits_of(model: Pass, value: Value, rows: int, *, is_apart: bool = False) -> Value:
+    """Return the logits of so many tokens; rows that lie apart are copied together before the product."""
+    shape, tape = model.shape, model.tape
     name = "embed_tokens.weight" if shape.is_tied else "lm_head.weight"
     matrix = model.weight(name, shape.vocab_size * shape.hidden_size)
     bias = model.weight("lm_head.bias", shape.vocab_size) if shape.family == "phi" else None
-    is_apart = num_kept < model.length and model.num_rows > 1 and tape.half_is(value)
     with tape.counting("logits"):
-        # Rows that lie apart are copied together by the product, or by autocast's cast before it.
         logits = linear(tape, shift(tape, value) if is_apart else value, rows, matrix, bias)
         del value
         if shape.family == "granite":

@@ -224,6 +224,54 @@ def attention(tape: Tape, query: Value, key: Value, value: Value, heads: Heads) 
     return tape.attach(out, (query, key, value), backward)
 
 
+def packed_attention(
+    tape: Tape, query: Value, key: Value, value: Value, *, heads: Heads, num_shared: int
+) -> Value:
+    """Return the output of attention over a pack: a kernel for each sequence, their outputs joined.
+
+    Args:
+        heads: of `num_rows` sequences of `length` tokens each.
+        num_shared: tokens that all of them begin with, which are there once; their keys and values are copied
+            for each sequence.
+
+    Source: rest_em.training.attention.
+    """
+    if heads.num_rows == 1 and not num_shared:
+        return attention(tape, query, key, value, heads)
+    own, itemsize = heads.length - num_shared, query.itemsize
+    num_tokens = num_shared + heads.num_rows * own
+    seen = heads.num_rows * heads.length if num_shared else num_tokens
+    size = seen * heads.num_kv_heads * heads.head_dim
+    kept = [one.detached() for one in (query, key, value)]
+    kept += [tape.new(size, itemsize) for _ in range(2)] if num_shared else []
+    kept += [tape.new(query.num_elements, itemsize), tape.new(num_tokens * heads.num_heads, 4)]
+    tape.save(query, key, value)
+    out = tape.new(query.num_elements, itemsize)
+    sizes = (query.num_elements, key.num_elements, value.num_elements)
+
+    def backward(g: Value) -> Gradients:
+        rounded = heads.num_heads * (-(-own // 128) * 128)
+
+        def sums() -> list[Value]:  # of the kernel of one sequence
+            found = [tape.new(rounded, 4), tape.new(rounded * flash_head_size(heads.head_dim), 4)]
+            if heads.num_heads != heads.num_kv_heads:
+                expanded = heads.length * heads.num_heads * heads.head_dim
+                found += [tape.new(expanded, itemsize) for _ in range(2)]
+            return found
+
+        sums()
+        kept.clear()  # a sequence's, as its gradients come
+        pieces = [tape.new(sizes[0], itemsize), *(tape.new(size, itemsize) for _ in range(2))]
+        sums()
+        found = []
+        for place in (2, 1, 0):
+            found.append(tape.new(sizes[place], itemsize))
+            pieces.pop()
+        return found[::-1]
+
+    return tape.attach(out, (query, key, value), backward)
+
+
 def eager_attention(
     tape: Tape,
     projected: tuple[Value, Value, Value],

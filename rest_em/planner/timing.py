@@ -88,6 +88,8 @@ class TrainingWork:
     """In each micro-batch."""
     num_tokens: int
     """Of each sequence, padding included."""
+    num_shared: int = 0
+    """Of them, those that all sequences of a micro-batch begin with and that are computed once."""
     num_micro_batches: int = 1
     """Accumulated in one step."""
     strategy: Strategy = "ddp"
@@ -123,14 +125,16 @@ def training_flops(work: TrainingWork) -> float:
 
     The weights: 2N a token forward, 2N for the gradients of the inputs, 2N for those of the weights, and 2N
     more where the forward pass is recomputed: 6N or 8N, with LoRA 4N or 6N. Attention: 4·L·s²·h·b forward,
-    twice that backward, 12 or 16 in all; half of it where it is causal.
+    twice that backward, 12 or 16 in all; half of it where it is causal. What sequences share counts once.
 
     Source: Kaplan et al. 2020, section 2.1; Narayanan et al. 2021, section 5.1; Dao 2023, section 4.1.
     """
-    tokens = work.num_sequences * work.num_tokens
+    own = work.num_tokens - work.num_shared
+    tokens = work.num_shared + work.num_sequences * own
     a_weight = (4 if work.has_frozen_parameters else 6) + (2 if work.recomputes else 0)
     attention = (16 if work.recomputes else 12) * (0.5 if work.causal else 1.0)
-    scores = work.num_layers * work.num_tokens**2 * work.attention_width * work.num_sequences
+    squares = work.num_sequences * work.num_tokens**2 - (work.num_sequences - 1) * work.num_shared**2
+    scores = work.num_layers * squares * work.attention_width
     return work.num_micro_batches * (a_weight * work.active_parameters * tokens + attention * scores)
 
 

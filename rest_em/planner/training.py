@@ -64,6 +64,15 @@ class TrainingSetup:
     offload_param: Offload = "none"
     zero: ZeroSettings = DEFAULT_ZERO
     checkpoint_element_bytes: int = 2
+    is_packed: bool = False
+    """Whether the examples of a forward pass are in one row."""
+    num_shared: int = 0
+    """Tokens that all examples begin with and that a forward pass computes once; only where it is packed."""
+
+    @property
+    def mean_computed(self) -> float:
+        """Tokens of an example that go through the model, its part of those that are computed once."""
+        return self.mean_length - self.num_shared * (1 - 1 / self.num_rows)
 
     @property
     def step(self) -> StepSetup:
@@ -76,6 +85,8 @@ class TrainingSetup:
             precision=self.precision,
             is_checkpointed=self.is_checkpointed,
             adapter=self.adapter,
+            loss="packed" if self.is_packed else "solution",
+            num_shared=self.num_shared if self.num_rows > 1 else 0,
         )
 
     def num_micro_steps(self, num_devices: int) -> int:
@@ -323,7 +334,11 @@ def training_time(
     Confidence: about a factor of 1.5; nothing of it has been measured on a GPU.
     """
     weights = weights_of(shape, setup.adapter)
-    unread = 1 - setup.step.num_kept / setup.longest  # positions whose logits are not computed
+    step = setup.step
+    num_read, num_computed = setup.num_rows * step.num_kept, setup.num_rows * setup.longest
+    if step.packed is not None:
+        num_read, num_computed = setup.num_rows * step.num_solution_tokens, step.packed.num_tokens
+    unread = 1 - num_read / num_computed  # positions whose logits are not computed
     work = TrainingWork(
         num_parameters=weights.num_elements,
         active_parameters=active_parameters(shape) - round(unread * shape.vocab_size * shape.hidden_size),
@@ -332,6 +347,7 @@ def training_time(
         attention_width=shape.query_width,
         num_sequences=setup.num_rows,
         num_tokens=max(1, round(setup.mean_length)),
+        num_shared=setup.num_shared,
         num_micro_batches=setup.num_micro_steps(cluster.num_devices),
         strategy=setup.strategy,
         recomputes=setup.is_checkpointed,
@@ -339,8 +355,8 @@ def training_time(
         offloads_parameters=setup.offload_param != "none",
         itemsize=4 if setup.precision == "fp32" else 2,
     )
-    step = training_seconds(cluster, work)
+    seconds = training_seconds(cluster, work)
     num_steps = num_epochs * max(1, math.ceil(num_examples / setup.global_batch_size))
     return TrainingTime(
-        num_steps * step.total, num_steps, num_epochs * num_examples * setup.mean_length, step
+        num_steps * seconds.total, num_steps, num_epochs * num_examples * setup.mean_computed, seconds
     )

@@ -17,15 +17,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PretrainedConfig, PreTrainedModel
 
-from rest_em.packs import Segment
+from rest_em.packs import FAMILIES, Segment
 
 NAME = "rest_em_packed"
 """The attention's name in transformers; `flash` in it would make models unpad their input."""
-FAMILIES = (
-    "gemma", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2", "phi",
-    "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
-)  # fmt: skip
-"""Whose loss and gradients were seen to be the same packed and one by one, by `model_type`; a test looks."""
 
 Kernel = Callable[..., torch.Tensor]
 
@@ -37,9 +32,10 @@ class PackedAttention:
     pass, which runs in another thread on a GPU.
     """
 
-    def __init__(self, kernel: Kernel = scaled_dot_product_attention) -> None:
+    def __init__(self, kernel: Kernel | None = None) -> None:
+        """Use torch's kernels, or, for an account of memory, one that computes nothing."""
         self.segments: Sequence[Segment] = ()
-        self._kernel = kernel
+        self._kernel = kernel or attend_causally
 
     def install(self, model: PreTrainedModel) -> None:
         """Let the model attend so from now on."""
@@ -61,33 +57,53 @@ class PackedAttention:
     ) -> tuple[torch.Tensor, None]:
         """Return (1, T, H, D) and no weights."""
         assert attention_mask is None, "transformers makes no mask for an attention that it does not know"
-        has_groups = query_1HTD.shape[1] != key_1GTD.shape[1]
+        sizes = [segment.end - segment.start for segment in self.segments]
+        # Pieces of a split, not slices: the gradients of slices are each as large as the whole.
+        queries, keys, values = (
+            torch.split(_as_autocast(one), sizes, dim=2) for one in (query_1HTD, key_1GTD, value_1GTD)
+        )
         found = []
-        for segment in self.segments:
-            query_1HQD = query_1HTD[:, :, segment.start : segment.end]
-            keys, values = (_seen(one, segment) for one in (key_1GTD, value_1GTD))
-            num_new, num_seen = query_1HQD.shape[2], keys.shape[2]
-            mask = causal_lower_right(num_new, num_seen) if segment.sees else None
-            found.append(
-                self._kernel(
-                    query_1HQD,
-                    keys,
-                    values,
-                    attn_mask=mask,
-                    dropout_p=dropout,
-                    is_causal=mask is None,
-                    scale=scaling,
-                    enable_gqa=has_groups,
-                )
-            )
-        return torch.cat(found, dim=2).transpose(1, 2), None
+        for number, segment in enumerate(self.segments):
+            seen_keys, seen_values = (_seen(pieces, segment, number) for pieces in (keys, values))
+            out_1HQD = self._kernel(queries[number], seen_keys, seen_values, dropout_p=dropout, scale=scaling)
+            found.append(out_1HQD.transpose(1, 2))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1), None
 
 
-def _seen(rows_1GTD: torch.Tensor, segment: Segment) -> torch.Tensor:
+def attend_causally(
+    query_1HQD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    dropout_p: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """Return (1, H, Q, D), the queries being the last of the keys' tokens."""
+    num_new, num_seen = query_1HQD.shape[2], keys.shape[2]
+    mask = causal_lower_right(num_new, num_seen) if num_new < num_seen else None
+    return scaled_dot_product_attention(
+        query_1HQD,
+        keys,
+        values,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query_1HQD.shape[1] != keys.shape[1],
+    )
+
+
+def _as_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Return queries, keys or values in the precision that autocast would give them to the kernel in."""
+    device = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+
+
+def _seen(pieces: Sequence[torch.Tensor], segment: Segment, number: int) -> torch.Tensor:
     """Return the keys or values that a segment sees, its own the last."""
-    runs = [*segment.sees, (segment.start, segment.end)]
-    parts = [rows_1GTD[:, :, start:end] for start, end in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    if not segment.sees:
+        return pieces[number]
+    return torch.cat([pieces[index] for index in (*segment.sees, number)], dim=2)
 
 
 def why_not_packed(config: PretrainedConfig, longest: int) -> str | None:

@@ -17,17 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-MAX_LOGITS_BYTES = 2**28
-"""Of logits in fp32 at once; where the micro-batch has more, they are computed again in the backward pass."""
-
-
-def num_chunks(num_tokens: int, vocab_size: int) -> int:
-    """Return in how many parts the logits of so many tokens are computed.
-
-    >>> num_chunks(512, 131072), num_chunks(513, 131072)
-    (1, 2)
-    """
-    return max(1, -(-num_tokens * vocab_size * 4 // MAX_LOGITS_BYTES))
+from rest_em.packs import num_chunks
 
 
 def solution_loss(
@@ -103,7 +93,8 @@ class SolutionLoss:
         weights_S: torch.Tensor,
     ) -> torch.Tensor:
         def project(predicting_C: torch.Tensor) -> torch.Tensor:
-            return self._project(hidden_TH.index_select(0, predicting_C)) / self._scaling
+            logits_CV = self._project(hidden_TH.index_select(0, predicting_C))
+            return logits_CV if self._scaling == 1 else logits_CV / self._scaling
 
         return _in_chunks(project, predicting_S, targets_S, weights_S, vocab_size=self._vocab_size)
 

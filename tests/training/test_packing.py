@@ -13,15 +13,15 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPTJConfig, LlamaConfig, MistralConfig
 
+from rest_em import packs
 from rest_em.batches import EncodedExample, packed_micro_batches
 from rest_em.errors import TrainingError
-from rest_em.packs import MIN_SHARED_TOKENS, Pack, pack_examples
+from rest_em.packs import FAMILIES, MIN_SHARED_TOKENS, Pack, Segment, num_chunks, pack_examples
 from rest_em.recipe import TrainingSection
-from rest_em.training import loss as loss_module
 from rest_em.training.arguments import choose_packing
-from rest_em.training.attention import FAMILIES, PackedAttention, why_not_packed
+from rest_em.training.attention import PackedAttention, why_not_packed
 from rest_em.training.loader import Packing, pack, pad
-from rest_em.training.loss import SolutionLoss, num_chunks, solution_loss
+from rest_em.training.loss import SolutionLoss, solution_loss
 
 HEAD = tuple(range(10, 10 + 2 * MIN_SHARED_TOKENS))
 """What few-shot prompts begin with."""
@@ -45,9 +45,8 @@ def _examples(vocab_size: int = 100) -> list[EncodedExample]:
 def _seen(packed: Pack, place: int) -> list[int]:
     """Return the places that a token sees, itself the last."""
     (segment,) = (one for one in packed.segments if one.start <= place < one.end)
-    return [i for start, end in segment.sees for i in range(start, end)] + list(
-        range(segment.start, place + 1)
-    )
+    runs = [*(packed.segments[index] for index in segment.sees), Segment(segment.start, place + 1)]
+    return [i for run in runs for i in range(run.start, run.end)]
 
 
 # Packs
@@ -189,7 +188,7 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(
     model, examples = _tiny("llama"), _examples()
     expected = _one_by_one(model, examples)
     wanted = _gradients(model, expected)
-    monkeypatch.setattr(loss_module, "MAX_LOGITS_BYTES", 4 * model.config.vocab_size * 3)
+    monkeypatch.setattr(packs, "MAX_LOGITS_BYTES", 4 * model.config.vocab_size * 3)
     num_tokens = sum(one.num_solution_tokens for one in examples)
     assert num_chunks(num_tokens, model.config.vocab_size) == 7
     if is_packed:
@@ -209,7 +208,7 @@ def test_logits_in_parts_give_the_same_loss_and_gradients(
 
 def test_logits_exist_for_a_bounded_number_of_solution_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples = _tiny("llama"), _examples()
-    monkeypatch.setattr(loss_module, "MAX_LOGITS_BYTES", 4 * model.config.vocab_size * 3)
+    monkeypatch.setattr(packs, "MAX_LOGITS_BYTES", 4 * model.config.vocab_size * 3)
     sizes = []
     model.lm_head.forward = lambda hidden, project=model.lm_head.forward: (
         sizes.append(len(hidden)),
