@@ -496,7 +496,7 @@ def training_setup(
 
 
 def _can_pack(shape: ModelShape, longest: int) -> bool:
-    """Say whether the M-step packs a model's examples, as `rest_em.training.attention.why_not_packed` does."""
+    """Say whether the M-step packs a model's examples, as `training.attention.why_not_packed` does."""
     has_room = all(window is None or window >= longest for window in shape.windows)
     return shape.family in FAMILIES and not shape.has_logit_cap and not shape.has_score_cap and has_room
 

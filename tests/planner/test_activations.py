@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from families import FAMILIES, MIXTURES, adapter_for, config_of
 
+from rest_em import packs
 from rest_em.planner.activations import StepSetup, instants_of
 from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
 from rest_em.planner.inventory import active_parameters, weights_of
@@ -28,28 +30,28 @@ LLAMA = ModelShape(
 @pytest.mark.parametrize(
     ("family", "adapter", "is_checkpointed", "precision", "loss"),
     [
-        ("llama", 4, True, "bf16", "solution"),
-        ("mistral", 2, False, "bf16", "solution"),
-        ("qwen2", None, True, "autocast", "solution"),
+        ("llama", 4, True, "bf16", "packed"),
+        ("mistral", 2, False, "bf16", "packed"),
+        ("qwen2", None, True, "autocast", "packed"),
         ("qwen3", 4, False, "autocast", "model"),
-        ("gemma", None, False, "autocast", "solution"),
+        ("gemma", None, False, "autocast", "packed"),
         ("gemma2", None, True, "autocast", "solution"),
         ("gemma2", None, False, "bf16", "solution"),
         ("gemma2", 4, True, "fp32", "solution"),
         ("gemma2", 2, False, "bf16", "model"),
-        ("gemma3_text", None, False, "fp32", "solution"),
+        ("gemma3_text", None, False, "fp32", "packed"),
         ("phi", 4, True, "fp32", "model"),
-        ("phi3", 4, False, "autocast", "solution"),
-        ("gpt2", None, True, "bf16", "solution"),
-        ("gpt_neox", None, True, "autocast", "solution"),
+        ("phi3", 4, False, "autocast", "packed"),
+        ("gpt2", None, True, "bf16", "packed"),
+        ("gpt_neox", None, True, "autocast", "packed"),
         ("granite", 4, True, "bf16", "model"),
-        ("smollm3", None, True, "bf16", "solution"),
+        ("smollm3", None, True, "bf16", "packed"),
         ("olmo2", None, True, "bf16", "model"),
         ("starcoder2", None, False, "bf16", "model"),
-        ("stablelm", 2, False, "bf16", "solution"),
+        ("stablelm", 2, False, "bf16", "packed"),
         ("mixtral", None, False, "bf16", "model"),
-        ("qwen2_moe", None, True, "autocast", "solution"),
-        ("qwen3_moe", 4, True, "bf16", "solution"),
+        ("qwen2_moe", None, True, "autocast", "packed"),
+        ("qwen3_moe", 4, True, "bf16", "packed"),
     ],
 )
 def test_the_peaks_are_those_of_a_trace(
@@ -57,14 +59,28 @@ def test_the_peaks_are_those_of_a_trace(
 ) -> None:
     from rest_em.tracing import trace_step
 
-    config = config_of(family)
+    config = copy.deepcopy(config_of(family))  # the attention over packs is set in it
     setup = replace(
         STEP,
         precision=precision,
         is_checkpointed=is_checkpointed,
         adapter=None if adapter is None else adapter_for(family, adapter),
         loss=loss,
+        num_shared=64 if loss == "packed" else 0,
     )
+    meter, shape = trace_step(config, setup), shape_of(config.to_dict())
+    for phase in ("forward", "backward"):
+        traced = meter.peaks[phase] - meter.static_bytes
+        assert peak(shape, setup, phase) == pytest.approx(traced, rel=0.01)
+
+
+@pytest.mark.parametrize("num_shared", [0, 64])
+def test_logits_in_parts_are_those_of_a_trace(monkeypatch: pytest.MonkeyPatch, num_shared: int) -> None:
+    from rest_em.tracing import trace_step
+
+    config = copy.deepcopy(config_of("llama", vocab_size=32000))
+    monkeypatch.setattr(packs, "MAX_LOGITS_BYTES", 4 * 32000 * 60)
+    setup = replace(STEP, num_rows=4, precision="bf16", loss="packed", num_shared=num_shared)
     meter, shape = trace_step(config, setup), shape_of(config.to_dict())
     for phase in ("forward", "backward"):
         traced = meter.peaks[phase] - meter.static_bytes
