@@ -17,6 +17,7 @@ from watched_run import (
     assert_all_is_drawn_once,
     assert_finished,
     assert_nothing_is_alive,
+    assert_planned,
     plan_of,
     runs_stage,
     stages_done,
@@ -74,6 +75,9 @@ def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, a
     done = finish(command, fresh)
     assert done.returncode == 0, done.stderr
     assert_finished(fresh)
+    assert_planned(fresh)
+    (training,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/training"]
+    assert training["num_ranks"] == 2
     assert_all_is_drawn_once(fresh, alone)
     assert times.items() <= unit_times(fresh).items()
 

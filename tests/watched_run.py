@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from process_watch import processes_in
-from tiny_run import RUN, drawn
+from tiny_run import RUN, drawn, show
 
+from rest_em.ledger import Ledger
 from rest_em.storage import read_json, read_lines
+from rest_em.usage import measured_stages
 
 MARKS = [
     pytest.mark.timeout(900),
@@ -67,3 +69,19 @@ def assert_finished(cwd: Path) -> None:
 def plan_of(cwd: Path) -> dict[str, Any]:
     found: dict[str, Any] = read_json(cwd / RUN / "plan.json")
     return found
+
+
+def assert_planned(cwd: Path) -> None:
+    """See that every stage stands beside what was predicted of it, E-step and M-step of both."""
+    measured = {one.name: one.usage for one in measured_stages(Ledger(cwd / RUN).records)}
+    kept = plan_of(cwd)
+    assert kept["predicted"]["gpu"] == "cpu"
+    assert [one["name"] for one in kept["measured"]] == list(measured)
+    assert show(cwd / RUN)["plan"] == kept
+    for one in kept["measured"]:
+        assert one["peak_bytes"] == measured[one["name"]].peak_bytes
+        if one["name"] in ("iteration-01/samples", "iteration-01/training"):
+            assert one["predicted_peak_bytes"] > 400 * 2**20
+            assert 0.5 < one["peak_ratio"] < 2
+            assert one["predicted_tokens_per_second"] > 0
+            assert one["tokens_per_second"] > 0
