@@ -49,6 +49,15 @@ SPIN_COUNT = "5000"
 Not at all: sampling is at half its speed on quiet cores. For ever, the default: graders and other programs
 on the same cores make it ten times slower. See docs/sampler.md.
 """
+ALLOCATOR = "expandable_segments:True"
+"""How torch takes a GPU's memory: in segments that grow, so that less is reserved beyond what is allocated.
+
+A launch file of accelerate cannot carry it. On a processor torch does not look at it.
+"""
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's name for it since 2.9, and the one before."""
+EXTENSIONS_VARIABLE = "TORCH_EXTENSIONS_DIR"
+"""Where torch puts operators that are compiled on the spot, and finds them again."""
 FULL_DISK_BYTES = 2**20
 """So little space is none."""
 RANK_VARIABLES = (
@@ -135,10 +144,18 @@ def stage_environment(
     child["OMP_NUM_THREADS"] = str(max(1, usable_cores() // ranks.local_world_size))
     if "OMP_WAIT_POLICY" not in child:
         child.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if not any(name in child for name in ALLOCATOR_VARIABLES):
+        child[ALLOCATOR_VARIABLES[0]] = ALLOCATOR
+    child[EXTENSIONS_VARIABLE] = str(extensions_folder(environment))
     child["TOKENIZERS_PARALLELISM"] = "false"
     child["PYTHONUNBUFFERED"] = "1"
     child["REST_EM_PARENT"] = str(os.getpid())
     return child
+
+
+def extensions_folder(environment: Mapping[str, str]) -> Path:
+    """Return where compiled operators of DeepSpeed are: in the Python environment, unless it is said."""
+    return Path(environment.get(EXTENSIONS_VARIABLE) or Path(sys.prefix) / "torch_extensions")
 
 
 def _start(command: _Command, ranks: Ranks) -> subprocess.Popen[bytes]:

@@ -95,7 +95,17 @@ def test_a_sampling_stage_gets_a_group_of_its_own_and_nothing_of_accelerate() ->
         "MASTER_ADDR": "node-0", "MASTER_PORT": "4711", "TORCHELASTIC_USE_AGENT_STORE": "False",
         "OMP_NUM_THREADS": str(max(1, usable_cores() // 2)), "TOKENIZERS_PARALLELISM": "false",
         "GOMP_SPINCOUNT": "5000", "PYTHONUNBUFFERED": "1", "REST_EM_PARENT": str(os.getpid()),
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_EXTENSIONS_DIR": f"{sys.prefix}/torch_extensions",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_stage_keeps_the_users_allocator(name: str) -> None:
+    child = stage_environment(Ranks(), 0, {name: "backend:cudaMallocAsync"}, is_training=True)
+    assert {key: value for key, value in child.items() if key.endswith("ALLOC_CONF")} == {
+        name: "backend:cudaMallocAsync"
+    }
 
 
 def test_a_sampling_stage_keeps_the_launch_files_choice_of_the_cpu() -> None:

@@ -194,8 +194,6 @@ def _command(plan: Plan, recipe: Path, folder: Path, options: Sequence[str]) -> 
         words += ["--main_process_port", '"${MAIN_PROCESS_PORT:-29500}"']
     if plan.cluster.gpu.name == "cpu":
         before.append("export CUDA_VISIBLE_DEVICES=  # planned for the processor")
-    else:  # the allocator then takes less beyond what is allocated
-        before.append('export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"')
     lines = [" ".join(words), f"  -m rest_em run {shlex.quote(str(recipe))}"]
     lines += [f"  --set {shlex.quote(option)}" for option in options]
     lines[-1] += ' "$@"'

@@ -263,7 +263,6 @@ def test_overrides_are_read_as_a_recipe_reads_them(folder: Path) -> None:
     assert found.values["lora"] == {"r": 8}
     command = Path("out/launch.sh").read_text()
     assert "--set training.learning_rate=1e-4" in command
-    assert "expandable_segments:True" in command
 
 
 def test_a_configuration_of_deepspeed_is_planned_for_as_it_says(folder: Path) -> None:
