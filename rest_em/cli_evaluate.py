@@ -101,7 +101,7 @@ def evaluate(
     """Measure a model, or policies of a run, on benchmarks; or go on where that was interrupted.
 
     A run's policies are measured in the run's folder, where `rest_em show` finds them. On several processes:
-    `accelerate launch --config_file launch/cpu_2.yaml -m rest_em evaluate ...`.
+    `accelerate launch --config_file launch/ddp_cpu.yaml -m rest_em evaluate ...`.
     """
     ranks = Ranks.from_environment(os.environ)
     with interruptible():

@@ -112,7 +112,7 @@ def test_the_settings_stand_below_the_table(desk: Path, tiny_model_folder: Path)
 def test_two_ranks_draw_what_one_draws(desk: Path, tiny_model_folder: Path) -> None:
     model = str(tiny_model_folder)
     evaluate(desk, model, "sums.yaml", "--output", "one")
-    evaluate(desk, model, "sums.yaml", "--output", "two", config="cpu_2.yaml")
+    evaluate(desk, model, "sums.yaml", "--output", "two", config="ddp_cpu.yaml")
     one, two = (
         list(read_samples(desk / name / "iteration-00/evals/sums/samples.parquet")) for name in ("one", "two")
     )

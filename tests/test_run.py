@@ -10,12 +10,11 @@ import json
 import re
 import shutil
 import signal
-import socket
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tiny_run import RUN, drawn, finish, launch, show, started, wait_until, write_recipe
+from tiny_run import REPOSITORY, RUN, drawn, finish, launch, show, started, wait_until, write_recipe
+from tiny_slurm import job, requeued
 from watched_run import (
     EXIT_INTERRUPTED,
     MARKS,
@@ -210,31 +209,14 @@ def test_another_reward_judges_the_same_solutions_again(copy: Path, alone: Path)
 
 @pytest.fixture(scope="module")
 def on_machines(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    """A run on two machines, both this host, one rank of DeepSpeed ZeRO-3 each."""
+    """A run on two machines, both this host, one rank of DeepSpeed ZeRO-3 each, as launch/slurm.sbatch starts it."""
     cwd = tmp_path_factory.mktemp("machines")
     write_recipe(cwd, tiny_model_folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    where = ("--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1")
-    with ExitStack() as stack:
-        launchers = [
-            stack.enter_context(
-                started(
-                    launch(
-                        "run",
-                        "tiny.yaml",
-                        config="zero3_cpu.yaml",
-                        options=(*where, "--main_process_port", port, "--machine_rank", rank),
-                    ),
-                    cwd,
-                )
-            )
-            for rank in "01"
-        ]
-        for launcher in launchers:
-            said, _ = launcher.communicate(timeout=600)
-            assert launcher.returncode == 0, said
+    config = str(REPOSITORY / "launch" / "zero3_cpu.yaml")
+    done = finish(job(cwd / "slurm", config, "tiny.yaml", num_nodes=2), cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs/tiny: finished, exit code 0" in done.stdout
+    assert requeued(cwd / "slurm") == ""
     return cwd
 
 

@@ -48,7 +48,7 @@ def processes_of_stage(cwd: Path) -> list[int]:
 
 def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, alone: Path) -> None:
     chance = random.Random(2)
-    command = launch("run", "tiny.yaml", config="cpu_2.yaml")
+    command = launch("run", "tiny.yaml", config="ddp_cpu.yaml")
     with started(command, fresh) as launcher:
         at = chance.randrange(2, 8)
         wait_until(lambda: units_of_e_step(fresh) >= at, launcher)
