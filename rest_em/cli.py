@@ -117,8 +117,8 @@ def run(
     """Run a recipe to its end, or go on where it was interrupted.
 
     The run's folder is runs/<run name> in the working directory. Start it on several processes with
-    `accelerate launch --config_file launch/cpu_2.yaml -m rest_em run RECIPE`. To stop it gracefully, create a
-    file named stop in the run's folder.
+    `accelerate launch --config_file launch/ddp_cpu.yaml -m rest_em run RECIPE`. To stop it gracefully, create
+    a file named stop in the run's folder.
     """
     ranks = Ranks.from_environment(os.environ)
     with interruptible():
@@ -157,6 +157,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     """Rank 0: build the parts of the run and call the loop."""
     from rest_em.algorithm import rest_em
     from rest_em.ledger import Ledger
+    from rest_em.nvme import prepare_nvme
     from rest_em.recipe import dump_recipe, load_recipe, run_name_of
     from rest_em.report.progress import Progress
     from rest_em.report.table import print_summary, summarize_run
@@ -175,6 +176,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         ledger = Ledger(folder)
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
+        prepare_nvme(os.environ, ranks.world_size, progress.say)
         _refuse_changes(recipe, folder, problems, from_stages)
         planned = _plan(ranks, recipe, problems, _left(ledger, from_stages), forced=forced)
         work.has_begun = True

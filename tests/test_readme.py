@@ -85,6 +85,11 @@ def test_a_command_of_the_pages_can_be_given(words: list[str], monkeypatch: pyte
         assert asked.training_script == "rest_em"
         assert Path(asked.config_file).is_file()
         assert_parses(asked.training_script_args)
+    elif program == "sbatch":
+        script = arguments.index("launch/slurm.sbatch")
+        assert all(word.startswith("--") for word in arguments[:script])
+        assert Path(arguments[script + 1]).is_file()
+        assert_parses(["run", *arguments[script + 2 :]])
     else:
         assert words == ["touch", "runs/NAME/stop"]
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
+from rank_program import recorded
 from safetensors.torch import load_file
+from test_launch import launched
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,6 +30,7 @@ from transformers import (
 
 from rest_em.batches import EncodedExample
 from rest_em.errors import TrainingError
+from rest_em.processes import kill_group
 from rest_em.recipe import TrainingSection
 from rest_em.stages import Ranks, stage_environment
 from rest_em.storage import read_json, write_examples, write_json
@@ -43,29 +45,8 @@ from rest_em.usage import Usage, joint_usage
 PLAIN_STEPS = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 """Steps as long as the gradient: a wrong scale of the loss shows, which AdamW and clipping would hide."""
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-LAUNCH_FOLDER = Path(__file__).parents[1] / "launch"
-
-RANK_PROGRAM = """
-import hashlib, json, os, sys
-from rest_em.training import stage
-from rest_em.storage import write_json
-
-spec = json.load(open(sys.argv[1]))
-leave = stage.leave_group
-
-def record_and_leave(trainer):
-    weights = hashlib.sha256()
-    for parameter in trainer.model.parameters():
-        weights.update(parameter.detach().numpy().tobytes())
-    examples = [row for batch in trainer.get_train_dataloader() for row in batch["input_ids"].tolist()]
-    rank = os.environ["RANK"]
-    write_json(stage.Path(spec["output"]) / f"rank{rank}.json", [weights.hexdigest(), examples])
-    leave(trainer)
-
-stage.leave_group = record_and_leave
-stage.main(spec)
-"""
-"""Trains as the stage does and, before it leaves, tells a rank's parameters and what it was shown."""
+TWINS = ["ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu", "zero3_offload_cpu"]
+"""Launch files of two processes on a CPU."""
 
 
 @pytest.fixture(autouse=True)
@@ -114,40 +95,29 @@ def _train(
     return result
 
 
-def _train_on_two_ranks(
-    folder: Path,
-    model: Path,
-    examples: list[TrainingExample],
-    launch: dict[str, str],
-    *,
-    lora: Any = None,
-    **training: Any,
-) -> None:
-    write_json(folder / "spec.json", _spec(folder, model, examples, lora=lora, **training))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        environment = stage_environment(
-            Ranks(rank, 2, rank, 2), port, {**os.environ, **launch}, is_training=True
-        )
-        with log.open("wb") as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", RANK_PROGRAM, str(folder / "spec.json")],
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+def _train_on_two_ranks(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    """Train one specification after another, each under a launch file."""
+    described = []
+    for name, spec in jobs:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environments = [
+            stage_environment(Ranks(rank, 2, rank, 2), port, launched(name), is_training=True)
+            for rank in range(2)
+        ]
+        described.append({"spec": spec, "environments": environments})
+    write_json(folder / "jobs.json", described)
+    program = str(Path(__file__).with_name("rank_program.py"))
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, program, str(folder / "jobs.json")], env=environment, start_new_session=True
+    )
     try:
-        codes = [process.wait(timeout=120) for process in processes]
+        code = process.wait(timeout=280)
     finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], logs[0].read_text()[-2000:] + logs[1].read_text()[-2000:]
+        kill_group(process)
+    assert code == 0, "\n".join(path.read_text()[-2000:] for path in sorted(folder.rglob("rank?.log")))
 
 
 def _weights(folder: Path, epoch: int = 2) -> dict[str, torch.Tensor]:
@@ -171,7 +141,8 @@ def one_process(
 ) -> Path:
     folder = tmp_path_factory.mktemp("one")
     before = dict(os.environ)
-    _train(folder, tiny_model_folder, seventeen, **PLAIN_STEPS)
+    with recorded():
+        _train(folder, tiny_model_folder, seventeen, **PLAIN_STEPS)
     os.environ.clear()
     os.environ.update(before)
     return folder
@@ -328,8 +299,25 @@ def test_what_it_took_is_told(
 # Ranks
 
 
-ZERO_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
-ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+@pytest.fixture(scope="module")
+def two_ranks(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path, seventeen: list[TrainingExample]
+) -> Path:
+    """The same training on two ranks under each launch file, a folder each, and of adapters under ZeRO-3."""
+    folder = tmp_path_factory.mktemp("two")
+    trainings: dict[str, dict[str, Any]] = dict.fromkeys(TWINS, PLAIN_STEPS)
+    jobs = []
+    for name, training in [*trainings.items(), ("adapters", {"lora": LORA})]:
+        (folder / name).mkdir()
+        spec = _spec(folder / name, tiny_model_folder, seventeen, **training)
+        jobs.append((name if name in TWINS else "zero3_cpu", spec))
+    _train_on_two_ranks(folder, jobs)
+    return folder
+
+
+def _told(folder: Path) -> list[dict[str, Any]]:
+    """Return what each rank told of its training."""
+    return [read_json(path) for path in sorted(folder.glob("rank?.json"))]
 
 
 def _assert_equal_training(folder: Path, other: Path) -> None:
@@ -339,42 +327,27 @@ def _assert_equal_training(folder: Path, other: Path) -> None:
         assert _largest_difference(_weights(folder, epoch), _weights(other, epoch)) < 1e-5
 
 
-@pytest.mark.parametrize("launch", [{}, ZERO_2], ids=["ddp", "zero2"])
-def test_two_ranks_see_different_data_end_equal_and_equal_one_process(
-    tmp_path: Path,
-    tiny_model_folder: Path,
-    seventeen: list[TrainingExample],
-    one_process: Path,
-    launch: dict[str, str],
+@pytest.mark.parametrize("name", TWINS)
+def test_two_ranks_see_different_data_end_equal_and_learn_as_one_process_does(
+    name: str, two_ranks: Path, one_process: Path
 ) -> None:
-    _train_on_two_ranks(tmp_path, tiny_model_folder, seventeen, launch, **PLAIN_STEPS)
-    (weights_0, shown_0), (weights_1, shown_1) = (
-        read_json(tmp_path / "policy" / f"rank{rank}.json") for rank in range(2)
-    )
-    assert weights_0 == weights_1
-    num_shared = sum(1 for one in shown_0 if one in shown_1)
+    (alone,), (first, second) = _told(one_process), _told(two_ranks / name)
+    assert len(alone["losses"]) == 6
+    assert first["losses"] == second["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert first["weights"] == second["weights"]  # of ZeRO-3, what is whole between steps: nothing
+    num_shared = sum(1 for one in first["shown"] if one in second["shown"])
     assert num_shared <= 1  # the one without weight, where the last global batch has a single example
-    _assert_equal_training(tmp_path, one_process)
-    usage, of_one = _usage(tmp_path), _usage(one_process)
+    _assert_equal_training(two_ranks / name, one_process)
+    usage, of_one = _usage(two_ranks / name), _usage(one_process)
     assert (usage.num_ranks, usage.num_steps) == (2, 6)
     assert 0.9 * of_one.num_tokens < usage.num_tokens < 1.2 * of_one.num_tokens
 
 
-def test_zero_3_on_two_ranks_equals_one_process(
-    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], one_process: Path
-) -> None:
-    _train_on_two_ranks(tmp_path, tiny_model_folder, seventeen, ZERO_3, **PLAIN_STEPS)
-    _assert_equal_training(tmp_path, one_process)
-
-
 def test_adapters_under_zero_3_equal_those_of_one_process(
-    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample]
+    tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], two_ranks: Path
 ) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    _train(tmp_path / "one", tiny_model_folder, seventeen, lora=LORA)
-    _train_on_two_ranks(tmp_path / "two", tiny_model_folder, seventeen, ZERO_3, lora=LORA)
-    _assert_equal_training(tmp_path / "two", tmp_path / "one")
+    _train(tmp_path, tiny_model_folder, seventeen, lora=LORA)
+    _assert_equal_training(two_ranks / "adapters", tmp_path)
 
 
 # What a checkpoint holds
@@ -534,27 +507,3 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, tiny_model_fo
         TrainingError, match=r"the loss is (nan|inf) at step \d of 6; lower training.learning_r"
     ):
         _train(tmp_path, tiny_model_folder, _examples(24), learning_rate=1e38)
-
-
-# Launch files
-
-
-@pytest.mark.parametrize(
-    ("name", "distributed_type", "num_processes", "zero_stage"),
-    [
-        ("cpu", "NO", 1, None),
-        ("cpu_2", "MULTI_GPU", 2, None),
-        ("zero2_cpu", "DEEPSPEED", 2, 2),
-        ("zero3_cpu", "DEEPSPEED", 2, 3),
-    ],
-)
-def test_a_launch_file_is_one_that_accelerate_reads(
-    name: str, distributed_type: str, num_processes: int, zero_stage: int | None
-) -> None:
-    config = load_config_from_file(str(LAUNCH_FOLDER / f"{name}.yaml"))
-    assert config.distributed_type == distributed_type
-    assert config.num_processes == num_processes
-    assert config.mixed_precision == "no"
-    deepspeed = getattr(config, "deepspeed_config", None) or {}
-    assert deepspeed.get("zero_stage") == zero_stage
-    assert f"--config_file launch/{name}.yaml" in (LAUNCH_FOLDER / f"{name}.yaml").read_text()

@@ -57,6 +57,11 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         report_to="none",
         disable_tqdm=True,
     )
+    if uses_deepspeed:
+        # Where the optimiser is offloaded, torch's own steps on the host: as quick as DeepSpeed's, which
+        # would have to be compiled; see docs/launch.md.
+        assert arguments.deepspeed_plugin is not None, "TrainingArguments heeds ACCELERATE_USE_DEEPSPEED"
+        arguments.deepspeed_plugin.deepspeed_config.setdefault("zero_force_ds_cpu_optimizer", False)
     arguments.bf16 = bf16
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process is one device: no DataParallel
     return arguments
