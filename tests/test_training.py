@@ -114,7 +114,7 @@ def _train_on_two_ranks(folder: Path, jobs: list[tuple[str, dict[str, Any]]]) ->
         [sys.executable, program, str(folder / "jobs.json")], env=environment, start_new_session=True
     )
     try:
-        code = process.wait(timeout=280)
+        code = process.wait(timeout=560)
     finally:
         kill_group(process)
     assert code == 0, "\n".join(path.read_text()[-2000:] for path in sorted(folder.rglob("rank?.log")))
@@ -327,6 +327,7 @@ def _assert_equal_training(folder: Path, other: Path) -> None:
         assert _largest_difference(_weights(folder, epoch), _weights(other, epoch)) < 1e-5
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", TWINS)
 def test_two_ranks_see_different_data_end_equal_and_learn_as_one_process_does(
     name: str, two_ranks: Path, one_process: Path
@@ -343,6 +344,7 @@ def test_two_ranks_see_different_data_end_equal_and_learn_as_one_process_does(
     assert 0.9 * of_one.num_tokens < usage.num_tokens < 1.2 * of_one.num_tokens
 
 
+@pytest.mark.timeout(600)
 def test_adapters_under_zero_3_equal_those_of_one_process(
     tmp_path: Path, tiny_model_folder: Path, seventeen: list[TrainingExample], two_ranks: Path
 ) -> None:
