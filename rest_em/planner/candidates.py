@@ -255,9 +255,7 @@ def obstacle_of(setup: TrainingSetup) -> str | None:
     if setup.method == "qlora":
         return "rest_em does not quantise a base model"
     if "nvme" in (setup.offload_optimizer, setup.offload_param):
-        return (
-            "NVMe takes an operator that DeepSpeed compiles and a folder; rest_em has not been tried with it"
-        )
+        return "NVMe takes an operator that DeepSpeed compiles and a folder, and launch/zero_infinity.yaml"
     if "8bit" in setup.optim or setup.optim.startswith("paged"):
         return "this optimiser takes bitsandbytes, which rest_em does not install"
     return None
