@@ -209,7 +209,7 @@ def test_another_reward_judges_the_same_solutions_again(copy: Path, alone: Path)
 
 @pytest.fixture(scope="module")
 def on_machines(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
-    """A run on two machines, both this host, one rank of DeepSpeed ZeRO-3 each, as launch/slurm.sbatch starts it."""
+    """A run on two machines, both this host, a rank of ZeRO-3 each, as launch/slurm.sbatch starts it."""
     cwd = tmp_path_factory.mktemp("machines")
     write_recipe(cwd, tiny_model_folder)
     config = str(REPOSITORY / "launch" / "zero3_cpu.yaml")
