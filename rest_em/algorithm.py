@@ -29,6 +29,7 @@ from rest_em.measuring import (
     plan_measurement,
     sampled_params,
 )
+from rest_em.points import Steps
 from rest_em.run import PromptedPolicy, Run
 from rest_em.samples import Decoding
 from rest_em.selection import select
@@ -379,7 +380,7 @@ def _train(
     if result is None:
         started = time.monotonic()
         shutil.rmtree(output, ignore_errors=True)
-        _run_training(run, path, output, iteration=iteration)
+        _run_training(run, path, stage, iteration=iteration)
         trained = read_json(output / "training.json") | usage_entry(output)
         result = run.ledger.append(stage, trained, seconds=time.monotonic() - started)
     return stage, [output / name for name in result["checkpoints"]]
@@ -399,15 +400,16 @@ def _what_matters(training: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> None:
+def _run_training(run: Run, dataset: Path, stage: Stage, *, iteration: int) -> None:
     recipe, progress = run.recipe, run.folder / "logs" / "progress"
+    steps = Steps(run.folder, stage.name, stage.fingerprint)
     shutil.rmtree(progress, ignore_errors=True)
     spec = {
         "model": recipe.model.model_dump(
             mode="json", include={"name_or_path", "revision", "trust_remote_code"}
         ),
         "examples": str(dataset.resolve()),
-        "output": str(output.resolve()),
+        "output": str((run.folder / stage.name).resolve()),
         "training": recipe.training.model_dump(mode="json"),
         "lora": recipe.lora,
         "seed": recipe.seed,
@@ -417,12 +419,14 @@ def _run_training(run: Run, dataset: Path, output: Path, *, iteration: int) -> N
 
     def show() -> None:
         run.place.leave_if_asked()
+        steps.copy()
         if (progress / "0.json").exists():
             so_far = read_json(progress / "0.json")
             run.place.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}", total=so_far["total"])
 
     with run.place.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
         run.place.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
+    steps.copy()
 
 
 def _keep_chosen(folder: Path, chosen: int) -> None:

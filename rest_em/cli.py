@@ -158,6 +158,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     from rest_em.algorithm import rest_em
     from rest_em.ledger import Ledger
     from rest_em.nvme import prepare_nvme
+    from rest_em.points import FinishedStages
     from rest_em.recipe import dump_recipe, load_recipe, run_name_of
     from rest_em.report.progress import Progress
     from rest_em.report.table import print_summary, summarize_run
@@ -173,7 +174,8 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
         remove_leftovers(folder)
         work = stack.enter_context(status_of(folder))
-        ledger = Ledger(folder)
+        finished = FinishedStages(folder)
+        ledger = Ledger(folder, tell=finished.write)
         ledger.finish_reset()
         problems = _check(recipe, num_ranks=ranks.world_size)
         prepare_nvme(os.environ, ranks.world_size, progress.say)
@@ -185,6 +187,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
             progress.say("after an interruption leave --from-stage out")
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         planned.keep(folder, ledger)
+        finished.catch_up(ledger.records)
         stack.callback(_keep_measured, planned, folder, ledger)
         for line in _overlap_lines(recipe, problems):
             progress.say(line)

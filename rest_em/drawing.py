@@ -17,6 +17,7 @@ from typing import Any
 
 from rest_em.errors import StageError
 from rest_em.ledger import Stage
+from rest_em.points import METRICS
 from rest_em.rewards.graders import check_unscorable
 from rest_em.run import Asked, PromptedPolicy, Workplace
 from rest_em.sampling.units import plan_units, unit_path
@@ -328,7 +329,7 @@ class _Intake:
             "seconds": round(now - self._last_unit, 3),
         }
         self._last_unit = now
-        append_line(self._place.folder / "metrics.jsonl", point)
+        append_line(self._place.folder / METRICS, point)
 
     def _watch_unscorable(self, one: _OpenDraw) -> None:
         """Stop as soon as the draw cannot stay below the limit, or the reward fails on most problems.
@@ -384,8 +385,8 @@ def _seconds_of(folder: Path, draw: Draw) -> float:
     num_units = len(_unit_sizes(draw))
     last = {
         point["unit"]: point["seconds"]
-        for point in read_lines(folder / "metrics.jsonl")
-        if point.get("stage") == draw.samples.name and point["unit"] < num_units
+        for point in read_lines(folder / METRICS)
+        if point.get("stage") == draw.samples.name and point.get("unit", num_units) < num_units
     }
     return float(sum(last.values()))
 

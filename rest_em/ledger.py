@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,24 @@ class Ledger:
     with other inputs and goes on with its result, and raises `NotDoneError` where work would begin.
     """
 
-    def __init__(self, folder: Path, *, is_survey: bool = False, advice: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_survey: bool = False,
+        advice: str | None = None,
+        tell: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
         """Read `ledger.jsonl` of `folder`; a missing one is empty.
 
         Args:
             folder: of a run, or of evaluations.
             is_survey: do nothing.
             advice: what to do about changes, in the place of a run's options.
+            tell: is given the record of each stage that is finished from now on.
         """
         self._advice = advice
+        self._tell = tell
         self.folder = folder
         self.is_survey = is_survey
         self.conflicts: dict[str, list[str]] = {}
@@ -136,6 +145,8 @@ class Ledger:
         }
         append_line(self._path, record)
         self._records[stage.name] = record
+        if self._tell is not None:
+            self._tell(record)
         return dict(result)
 
     def is_done(self, stage: str) -> bool:

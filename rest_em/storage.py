@@ -117,7 +117,16 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, value: Any) -> None:
     """Append one line of JSON and flush it to disk; a torn last line of a crash is first cut off."""
-    line = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Iterable[Any], *, is_durable: bool = True) -> None:
+    """Append lines of JSON, one for each value; a torn last line of a crash is first cut off.
+
+    Args:
+        is_durable: wait until they are on disk; without, a crash of the machine may lose them.
+    """
+    lines = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
@@ -126,17 +135,30 @@ def append_line(path: Path, value: Any) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
+        file.write(lines.encode())
         file.flush()
-        os.fsync(file.fileno())
+        if is_durable:
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> list[Any]:
     """Read JSON lines; a missing file has none, and a torn last line does not count."""
+    return read_new_lines(path, 0)[0]
+
+
+def read_new_lines(path: Path, start_bytes: int) -> tuple[list[Any], int]:
+    """Read the JSON lines from a byte of a growing file; return them, and the byte after the last whole one.
+
+    Args:
+        start_bytes: 0, or what an earlier call returned.
+    """
     if not path.exists():
-        return []
-    content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines() if line.strip()]
+        return [], start_bytes
+    with path.open("rb") as file:
+        file.seek(start_bytes)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()], start_bytes + len(whole)
 
 
 def content_hash(value: Any) -> str:

@@ -360,7 +360,8 @@ def test_every_epoch_leaves_an_ordinary_checkpoint_of_the_bases_kind(
 ) -> None:
     policy = one_process / "policy"
     assert read_json(policy / "training.json")["checkpoints"] == ["epoch-1", "epoch-2"]
-    assert sorted(path.name for path in policy.iterdir()) == ["epoch-1", "epoch-2", "training.json", "usage"]
+    left = sorted(path.name for path in policy.iterdir())
+    assert left == ["epoch-1", "epoch-2", "steps.jsonl", "training.json", "usage"]
     for epoch in (1, 2):
         folder = policy / f"epoch-{epoch}"
         model = AutoModelForCausalLM.from_pretrained(folder)

@@ -19,9 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from rest_em.devices import device_type
 from rest_em.errors import TrainingError
+from rest_em.points import STEPS
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
-from rest_em.storage import read_examples, write_json
+from rest_em.storage import append_lines, read_examples, write_json
 from rest_em.training.arguments import choose_attention, choose_packing, training_arguments
 from rest_em.training.base import Base
 from rest_em.training.checkpoints import Checkpoints
@@ -34,7 +35,7 @@ PROGRESS_SECONDS = 1.0
 
 
 def main(spec: dict[str, Any]) -> None:
-    """Train on D_i; write `output/epoch-1` and on, `output/training.json` and `progress/0.json`.
+    """Train on D_i; write `output/epoch-1` and on, `training.json` and `steps.jsonl`, and `progress/0.json`.
 
     Args:
         spec: `model` (name_or_path, revision, trust_remote_code), `examples` (a path), `output` (a folder),
@@ -65,7 +66,7 @@ def main(spec: dict[str, Any]) -> None:
     model = base.trainable_model(spec["lora"], is_half=arguments.bf16, attention=attention)
     trainer = WeightedTrainer(model, arguments, examples, order_seed, packing)
     checkpoints = Checkpoints(trainer, base, output)
-    journal = Journal(Path(spec["progress"]) / "0.json", checkpoints.save)
+    journal = Journal(Path(spec["progress"]) / "0.json", output / STEPS, checkpoints.save)
     trainer.add_callback(journal)
     trainer.train()
     meter.add(
@@ -90,10 +91,10 @@ def main(spec: dict[str, Any]) -> None:
 
 
 class Journal(TrainerCallback):
-    """Keeps the losses, the time and the progress file, and has every epoch saved."""
+    """Keeps the losses, the time, the progress file and a line a step, and has every epoch saved."""
 
-    def __init__(self, progress: Path, save: Callable[[int], None]) -> None:
-        self._progress = progress
+    def __init__(self, progress: Path, steps: Path, save: Callable[[int], None]) -> None:
+        self._progress, self._steps = progress, steps
         self._save = save
         self._losses: list[float] = []
         self._last_write = 0.0
@@ -120,6 +121,8 @@ class Journal(TrainerCallback):
                 "lower training.learning_rate, or set training.bf16 to false"
             )
         self._losses.append(logs["loss"])
+        if state.is_world_process_zero:
+            append_lines(self._steps, [_line_of(state, logs)], is_durable=False)
         is_due = time.monotonic() - self._last_write >= PROGRESS_SECONDS
         if state.is_world_process_zero and (is_due or state.global_step == state.max_steps):
             progress = {"done": state.global_step, "total": state.max_steps, "loss": logs["loss"]}
@@ -140,6 +143,18 @@ class Journal(TrainerCallback):
         self.epoch_losses.append(sum(self._losses) / len(self._losses))
         self._losses.clear()
         self._save(len(self.epoch_losses))
+
+
+def _line_of(state: TrainerState, logs: dict[str, float]) -> dict[str, float | None]:
+    """Return the line of an optimiser step; null is what was not measured, or is no finite number."""
+    values = {
+        "loss": logs["loss"],
+        "learning_rate": logs.get("learning_rate"),
+        "gradient_norm": logs.get("grad_norm"),
+        "epoch": state.epoch,
+    }
+    known = {name: one if one is not None and math.isfinite(one) else None for name, one in values.items()}
+    return {"step": state.global_step, **known}
 
 
 def leave_group(trainer: Trainer) -> None:
