@@ -164,6 +164,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
     from rest_em.report.table import print_summary, summarize_run
     from rest_em.run import Judges, Run, Workplace
     from rest_em.storage import FolderLock, remove_leftovers, write_text
+    from rest_em.tracking import Tracking
 
     recipe = load_recipe(path, overrides)
     folder = Path("runs") / run_name_of(path, recipe)
@@ -173,6 +174,7 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         stack.callback(lock.release)
         (folder / "stop").unlink(missing_ok=True)  # it was meant for a run that has ended
         remove_leftovers(folder)
+        tracking = stack.enter_context(Tracking(folder, progress.say))  # the status waits for no tracker
         work = stack.enter_context(status_of(folder))
         finished = FinishedStages(folder)
         ledger = Ledger(folder, tell=finished.write)
@@ -188,6 +190,8 @@ def _lead(ranks: Ranks, path: Path, overrides: list[str], from_stages: list[str]
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         planned.keep(folder, ledger)
         finished.catch_up(ledger.records)
+        asked = recipe.tracking
+        tracking.start(asked.report_to, project=asked.project, recipe=recipe.model_dump(mode="json"))
         stack.callback(_keep_measured, planned, folder, ledger)
         for line in _overlap_lines(recipe, problems):
             progress.say(line)
@@ -251,12 +255,12 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     from rest_em.batches import divide_global_batch
     from rest_em.problem_sets import ProblemSets
     from rest_em.problems import base_variants, training_variant, tuned_variant
-    from rest_em.recipe import check_files, check_library_keys
+    from rest_em.recipe import check_files, check_library_keys, check_trackers
     from rest_em.report.progress import Progress
     from rest_em.rewards.graders import canary
 
     mistakes = []
-    for tell in (check_files, check_library_keys):
+    for tell in (check_files, check_library_keys, check_trackers):
         try:
             tell(recipe)
         except RecipeError as error:

@@ -110,7 +110,8 @@ def test_check_shows_a_chat_as_the_model_reads_it(call: Call, tiny_model_folder:
 def test_all_that_is_missing_or_unknown_is_told_at_once(call: Call) -> None:
     replace("tiny.yaml", "learning_rate: 1e-3", "learning_rates: 1e-3")
     Path("train.jsonl").unlink()
-    said = call("check", "tiny.yaml")
+    said = call("check", "tiny.yaml", "--set", "tracking.report_to=[trackio]")
+    assert "tracking.report_to names trackio, which is not installed; pip install trackio" in said.err
     assert "train.jsonl, and there is no such file" in said.err
     assert "unknown key training.learning_rates" in said.err
 

@@ -113,11 +113,14 @@ def test_an_alias_is_the_value_of_its_anchor(load: Load) -> None:
     assert recipe.lora == {"target_modules": ["demo"]}
 
 
-def test_a_tracker_is_refused_rather_than_not_fed(load: Load) -> None:
-    (line,) = lines_of(lambda: load("tracking: {report_to: [wandb]}\n"))
-    assert line.endswith(
-        "tracking.report_to is ['wandb'] and no tracker can be fed yet; leave it out and read metrics.jsonl"
+def test_a_tracker_that_is_not_known_or_named_twice_is_refused(load: Load) -> None:
+    (line,) = lines_of(lambda: load("tracking: {report_to: [aim]}\n"))
+    assert line == (
+        "x.yaml:10: tracking.report_to is ['aim']; "
+        "a list (each one of tensorboard, wandb, trackio, mlflow) is wanted"
     )
+    (line,) = lines_of(lambda: load("tracking: {report_to: [wandb, wandb]}\n"))
+    assert line == "x.yaml:10: tracking.report_to names wandb twice; once will do"
 
 
 def test_pass_and_majority_are_measured_at_all_samples_unless_said_otherwise(load: Load) -> None:
@@ -235,7 +238,7 @@ def test_an_unknown_key_that_belongs_elsewhere_is_told_with_its_section(load: Lo
 
 def test_an_unknown_key_that_resembles_none_is_told_with_those_there(load: Load) -> None:
     (line,) = lines_of(lambda: load("tracking: {xyz: 1}\n"))
-    assert line == "x.yaml:10: unknown key tracking.xyz; the keys here are report_to"
+    assert line == "x.yaml:10: unknown key tracking.xyz; the keys here are report_to, project"
 
 
 def test_an_unknown_key_in_a_list_is_told_with_its_index(load: Load) -> None:

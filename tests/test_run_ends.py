@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 from process_watch import processes_in
@@ -19,13 +20,16 @@ from watched_run import (
     assert_nothing_is_alive,
     assert_planned,
     plan_of,
+    plotted,
+    points_of_lines,
     runs_stage,
     stages_done,
     unit_times,
     units_of_e_step,
 )
 
-from rest_em.storage import read_json
+from rest_em.ledger import Ledger
+from rest_em.storage import read_json, read_lines
 
 pytestmark = MARKS
 
@@ -49,17 +53,19 @@ def processes_of_stage(cwd: Path) -> list[int]:
 def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, alone: Path) -> None:
     chance = random.Random(2)
     command = launch("run", "tiny.yaml", config="ddp_cpu.yaml")
+    report_to_tensorboard(fresh)
     with started(command, fresh) as launcher:
         at = chance.randrange(2, 8)
         wait_until(lambda: units_of_e_step(fresh) >= at, launcher)
         launcher.kill()
         assert_nothing_is_alive(fresh)
-    times = unit_times(fresh)
+    times, repeated = unit_times(fresh), fed_and_not_noted(fresh)
     with started(command, fresh) as launcher:
         wait_until(lambda: runs_stage(fresh, "train"), launcher)
         time.sleep(4 * chance.random())
         os.kill(supervisor_of_rank(fresh, chance.randrange(2)), signal.SIGKILL)
         assert_nothing_is_alive(fresh)
+    repeated = fed_and_not_noted(fresh)
     assert read_json(fresh / RUN / "status.json")["state"] in ("interrupted", "running")
     assert_all_is_drawn_once(fresh, alone)
     with started(command, fresh) as launcher:
@@ -80,10 +86,37 @@ def test_whatever_is_killed_all_ends_and_the_same_command_goes_on(fresh: Path, a
     assert training["num_ranks"] == 2
     assert_all_is_drawn_once(fresh, alone)
     assert times.items() <= unit_times(fresh).items()
+    metrics = fresh / RUN / "metrics.jsonl"
+    keys = [
+        tuple(line.get(key) for key in ("stage", "unit", "step", "finished")) for line in read_lines(metrics)
+    ]
+    assert len(keys) == len(set(keys))
+    stages = [key[0] for key in keys if key[3]]
+    assert stages == stages_done(fresh)
+    (training,) = [one for one in Ledger(fresh / RUN).records if one["stage"] == "iteration-01/training"]
+    steps = [step for stage, _, step, _ in keys if step]
+    assert steps == list(range(1, training["result"]["num_steps"] + 1))
+    assert plotted(fresh / RUN) == points_of_lines(metrics) + repeated
+
+
+def report_to_tensorboard(cwd: Path) -> None:
+    with (cwd / "tiny.yaml").open("a") as recipe:
+        recipe.write("tracking: {report_to: [tensorboard]}\n")
+
+
+def fed_and_not_noted(cwd: Path) -> Counter[tuple[str, int]]:
+    """Return what the tracker has of a run that was killed before it was noted: mostly nothing."""
+    notes = cwd / RUN / "tracking" / "tensorboard.json"
+    num_lines = read_json(notes)["lines"] if notes.exists() else 0
+    return plotted(cwd / RUN) - points_of_lines(cwd / RUN / "metrics.jsonl", num_lines)
 
 
 def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Path) -> None:
     command = launch("run", "tiny.yaml")
+    report_to_tensorboard(fresh)
+    tracked = fresh / RUN / "tracking"
+    tracked.mkdir(parents=True)
+    (tracked / "tensorboard").touch()  # is in the way of the tracker's folder, which then fails
     with started(command, fresh) as process:
         wait_until((fresh / RUN / "status.json").exists, process)
         second = finish(command, fresh)
@@ -102,6 +135,8 @@ def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Pa
         said, _ = process.communicate(timeout=60)
         assert process.returncode == EXIT_INTERRUPTED
         assert "error: runs/tiny/stop: asked to stop; the same command goes on from here" in said
+        assert said.count("tracking: tensorboard failed: FileExistsError: ") == 1
+        assert "tracking: tensorboard may not have taken all of runs/tiny/metrics.jsonl yet" in said
         assert_nothing_is_alive(fresh)
     assert not (fresh / RUN / "stop").exists()
     (e_step,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/samples"]

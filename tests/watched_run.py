@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_run import RUN, drawn, show
 
 from rest_em.ledger import Ledger
 from rest_em.storage import read_json, read_lines
+from rest_em.tracking import Curves
 from rest_em.usage import measured_stages
 
 MARKS = [
@@ -64,6 +66,30 @@ def assert_finished(cwd: Path) -> None:
     assert read_json(cwd / RUN / "status.json")["state"] == "finished"
     assert stages_done(cwd)[-1] == "iteration-01/evals/train/metrics"
     assert processes_in(cwd) == {}
+
+
+def points_of_lines(metrics: Path, num_lines: int | None = None) -> Counter[tuple[str, int]]:
+    """Return how often each place of each curve stands in the first lines of metrics.jsonl, or in all."""
+    curves = Curves()
+    return Counter(
+        (name, point.x)
+        for line in read_lines(metrics)[:num_lines]
+        for point in curves.points(line)
+        for name in point.values
+    )
+
+
+def plotted(folder: Path) -> Counter[tuple[str, int]]:
+    """Return how often TensorBoard has a value at each place of each curve of a run."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return Counter(
+        (value.tag, event.step)
+        for path in sorted((folder / "tracking" / "tensorboard").glob("events.*"))
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag != "recipe"
+    )
 
 
 def plan_of(cwd: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The recipe of a run. Start in `sections`, the reference of the YAML; `loading` reads it."""
 
 from rest_em.recipe.evals import Eval, EvalProblems, EvalSampling, MetricsSection
-from rest_em.recipe.libraries import check_files, check_library_keys
+from rest_em.recipe.libraries import check_files, check_library_keys, check_trackers
 from rest_em.recipe.loading import (
     difference,
     dump_recipe,
@@ -56,6 +56,7 @@ __all__ = [
     "TrainingSection",
     "check_files",
     "check_library_keys",
+    "check_trackers",
     "copy_eval",
     "difference",
     "dump_recipe",

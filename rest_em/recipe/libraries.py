@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib.util
 import json
 import operator
 import types
@@ -168,6 +169,28 @@ def _writable(annotation: Any) -> Any:
 def _rank(member: Any) -> int:
     plain = get_origin(member) or member
     return _PLAIN.index(plain) if plain in _PLAIN else len(_PLAIN)
+
+
+def check_trackers(recipe: Recipe) -> None:
+    """Check that the trackers of `tracking.report_to` are installed; nothing is imported.
+
+    Raises:
+        RecipeError: one line for each that is not.
+    """
+    lines = [
+        f"{recipe.place(f'tracking.report_to[{number}]')}: tracking.report_to names {name}, which is not "
+        f"installed; pip install {name}, or leave it out: metrics.jsonl is written all the same"
+        for number, name in enumerate(recipe.tracking.report_to)
+        if not _is_installed(name)
+    ]
+    if lines:
+        raise RecipeError("\n".join(lines))
+
+
+def _is_installed(package: str) -> bool:
+    """Say whether a package is there; a folder of its name, as wandb makes them, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def check_files(recipe: Recipe) -> None:

@@ -9,6 +9,7 @@ peft's LoraConfig). Left out: reading the YAML (`loading`), the keys that only t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
@@ -502,14 +503,15 @@ def _up_to_all(said: Mapping[str, Any], always: tuple[int, ...]) -> tuple[int, .
 class TrackingSection(Section):
     """Where metrics go besides the run folder."""
 
-    report_to: tuple[str, ...] = ()
-    """Trackers as accelerate names them; none can be fed yet, so it must be empty: see metrics.jsonl."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Trackers that get what is in metrics.jsonl; each is a package to install."""
+    project: Annotated[str, Field(min_length=1)] = "rest_em"
+    """What wandb and trackio call the project, and MLflow the experiment."""
 
     @model_validator(mode="after")
-    def _is_empty(self) -> Self:
-        if self.report_to:
-            text = f"is {list(self.report_to)} and no tracker can be fed yet"
-            refuse_contradictions([(("report_to",), f"{text}; leave it out and read metrics.jsonl")])
+    def _agrees(self) -> Self:
+        twice = [name for name, number in Counter(self.report_to).items() if number > 1]
+        refuse_contradictions([(("report_to",), f"names {name} twice; once will do") for name in twice])
         return self
 
 
