@@ -20,6 +20,7 @@ from typing import Any
 from rest_em.drawing import Draw, draw_and_judge, plan_draw
 from rest_em.errors import RewardError, RunFolderError
 from rest_em.evaluation import is_shown, paired_gain, sign_test
+from rest_em.human_solutions import rejected_solutions, rejection_lines
 from rest_em.ledger import NotDoneError, Stage
 from rest_em.measuring import (
     Measurement,
@@ -42,6 +43,10 @@ SPEED_SETTINGS = (
     "prefix_sharing", "torch_empty_cache",
 )  # fmt: skip
 """What settings that begin so change is how an M-step goes, and not what comes of it."""
+NO_SETTINGS_OF_THE_WEIGHTS = (
+    "checkpoint_choice", "per_device_train_batch_size", "skip_memory_metrics", "train_from",
+)  # fmt: skip
+"""Nor do these; whether `train_from` does depends on the iteration, see `_start_inputs`."""
 
 
 def rest_em(run: Run) -> Policy:
@@ -60,7 +65,7 @@ def rest_em(run: Run) -> Policy:
         # D_i: correct, finished, distinct, at most K solutions a problem.
         dataset = select_dataset(run, graded, verdicts, iteration=i)
         # Improve (M-step): tune the base model on D_i, while the reward improves on D_val.
-        policy = improve(run, base, dataset, iteration=i)
+        policy = improve(run, start_of(run, base, policy), dataset, iteration=i)
         if is_worse(run, policy, best):
             break
         best = policy if pass_rate(policy) > pass_rate(best) else best
@@ -96,12 +101,28 @@ def choose_base_prompt(run: Run) -> PromptedPolicy:
         run.ledger.append(stage, result, seconds=0.0)
     if result["chosen"] not in names:  # a survey's: the recipe has other candidates now
         raise NotDoneError(stage.name)
-    return dataclasses.replace(candidates[names.index(result["chosen"])], validation=result["verdicts"])
+    place = names.index(result["chosen"])
+    return dataclasses.replace(
+        candidates[place], validated_by=(draws[place].verdicts,), validation=result["verdicts"]
+    )
 
 
-def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[GradedSolution], Stage]:
-    """E-step: return N judged solutions to every training problem, and the stage that judged them."""
+def generate(
+    run: Run, policy: PromptedPolicy, *, iteration: int
+) -> tuple[list[GradedSolution], tuple[Stage, ...]]:
+    """E-step: return N judged solutions to every training problem, and the stage that judged them.
+
+    They are the policy's, or a teacher's where the recipe names one. Where D_i is of human solutions alone
+    nothing is drawn, and there is no stage.
+    """
     sampling = run.recipe.sampling
+    if run.recipe.selection.human_solutions == "only":
+        measure(run, policy)
+        return [], ()
+    sampler = policy
+    if sampling.model is not None:
+        prompt = run.teacher_prompt or policy.prompt
+        sampler = PromptedPolicy(Policy(sampling.model.name_or_path, iteration=0), prompt)
     params = SamplingParams(
         num_samples=sampling.num_samples,
         max_new_tokens=sampling.max_new_tokens,
@@ -110,69 +131,92 @@ def generate(run: Run, policy: PromptedPolicy, *, iteration: int) -> tuple[list[
         top_p=sampling.top_p,
         stop_strings=sampling.stop_strings,
     )
-    problems = run.problems.rendered("train", policy.prompt)
+    problems = run.problems.rendered("train", sampler.prompt)
+    asked = run.asked(sampler.prompt)
     draw = plan_draw(
         run.place,
         f"iteration-{iteration:02d}",
-        policy,
+        sampler,
         problems,
         params,
-        asked=run.asked(policy.prompt),
+        asked=asked if sampling.model is None else dataclasses.replace(asked, model=sampling.model),
         title=f"E-step {iteration}",
         iteration=iteration,
     )
-    measure(run, policy, then=draw)
+    measure(run, policy, then=draw if sampler is policy else None)  # a process has one model's settings
     (graded,) = draw_and_judge(run.place, [draw])
-    return graded, draw.verdicts
+    return graded, (draw.verdicts,)
 
 
 def select_dataset(
-    run: Run, graded: Sequence[GradedSolution], verdicts: Stage, *, iteration: int
+    run: Run, graded: Sequence[GradedSolution], judged: tuple[Stage, ...], *, iteration: int
 ) -> tuple[Path, Stage]:
     """Write D_i; return its file and the stage that made it."""
     recipe = run.recipe
     variant = run.training_prompt
-    inputs = {"selection": recipe.selection.model_dump(mode="json"), "prompt": run.prompt_inputs(variant)}
-    stage = Stage(f"iteration-{iteration:02d}/dataset", inputs, after=(verdicts,))
+    human = run.problems.human_solutions
+    inputs: dict[str, Any] = {
+        "selection": recipe.selection.model_dump(mode="json"),
+        "prompt": run.prompt_inputs(variant),
+    }
+    if human:
+        inputs["human_solutions"] = content_hash(dict(human))
+    if not judged:
+        rendered = run.problems.rendered("train", variant)
+        inputs["problems"] = content_hash([[one.id, one.prompt] for one in rendered])
+    stage = Stage(f"iteration-{iteration:02d}/dataset", inputs, after=judged)
     path = run.folder / f"{stage.name}.parquet"
     if run.ledger.result(stage) is None:
         started = time.monotonic()
         prompts = {problem.id: problem for problem in run.problems.rendered("train", variant)}
-        selection = select(graded, prompts, recipe.selection)
+        selection = select(graded, prompts, recipe.selection, human)
+        rejected = rejected_solutions(run.place, recipe.reward, prompts, human)
         write_examples(path, selection.examples)
-        run.ledger.append(stage, selection.counts(), seconds=time.monotonic() - started)
+        result = selection.counts() | {"num_human_rejected": len(rejected)}
+        run.ledger.append(stage, result, seconds=time.monotonic() - started)
+        for line in rejection_lines(rejected, len(human)):
+            run.place.progress.say(line)
     return path, stage
 
 
-def improve(run: Run, base: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int) -> PromptedPolicy:
-    """M-step: tune the base on D_i; return the checkpoint that D_val chooses, the base among them."""
+def start_of(run: Run, base: PromptedPolicy, policy: PromptedPolicy) -> PromptedPolicy:
+    """Return what an M-step tunes: the base, or with `training.train_from: previous` the present policy."""
+    return policy if run.recipe.training.train_from == "previous" else base
+
+
+def improve(
+    run: Run, start: PromptedPolicy, dataset: tuple[Path, Stage], *, iteration: int
+) -> PromptedPolicy:
+    """M-step: tune a model on D_i; return the checkpoint that D_val chooses, the untrained one among them."""
     name = f"iteration-{iteration:02d}"
     needs_checkpoints = not run.ledger.is_done(f"{name}/policy") and not run.ledger.is_survey
-    trained, checkpoints = _train(run, dataset, iteration=iteration, needs_checkpoints=needs_checkpoints)
+    trained, checkpoints = _train(
+        run, start, dataset, iteration=iteration, needs_checkpoints=needs_checkpoints
+    )
     tuned = run.tuned_prompt
-    candidates = [base] + [
+    candidates = [
         PromptedPolicy(Policy(str(path), iteration), tuned, made_by=(trained,)) for path in checkpoints
     ]
-    names = [str(base.prompt.name), *(path.name for path in checkpoints)]
-    draws = [_validation_draw(run, one, name) for one, name in zip(candidates, names, strict=True)]
+    draws = [_validation_draw(run, one, Path(one.policy.path).name) for one in candidates]
     rule = run.recipe.training.checkpoint_choice
-    choice = Stage(
-        f"{name}/policy", {"checkpoint_choice": rule}, after=tuple(draw.verdicts for draw in draws)
-    )
+    judged_by = (*start.validated_by, *(draw.verdicts for draw in draws))
+    choice = Stage(f"{name}/policy", {"checkpoint_choice": rule}, after=judged_by)
     result = run.ledger.result(choice)
     if result is None:
         judged = draw_and_judge(run.place, draws)
-        scores = _scores(draws, judged)
+        scores = [pass_rate(start), *_scores(draws, judged)]
         chosen = walk_forward(scores, rule)
-        result = {"chosen": chosen, "validation": scores, "verdicts": _verdicts(judged[chosen])}
+        verdicts = _verdicts(judged[chosen - 1]) if chosen else dict(start.validation)
+        result = {"chosen": chosen, "validation": scores, "verdicts": verdicts}
         run.ledger.append(choice, result, seconds=0.0)
     if not run.ledger.is_survey:
         _keep_chosen(run.folder / name, result["chosen"])
-    is_base = result["chosen"] == 0
+    is_untrained = result["chosen"] == 0
     return PromptedPolicy(
-        Policy(base.policy.path if is_base else str(run.folder / name / "policy"), iteration),
-        base.prompt if is_base else tuned,
+        Policy(start.policy.path if is_untrained else str(run.folder / name / "policy"), iteration),
+        start.prompt if is_untrained else tuned,
         made_by=(choice,),
+        validated_by=(choice,),
         validation=result["verdicts"],
     )
 
@@ -355,11 +399,17 @@ def _verdicts(graded: Sequence[GradedSolution]) -> dict[str, bool | None]:
 
 
 def _train(
-    run: Run, dataset: tuple[Path, Stage], *, iteration: int, needs_checkpoints: bool
+    run: Run,
+    start: PromptedPolicy,
+    dataset: tuple[Path, Stage],
+    *,
+    iteration: int,
+    needs_checkpoints: bool,
 ) -> tuple[Stage, list[Path]]:
-    """Tune the base model on D_i; return the stage and one checkpoint an epoch.
+    """Tune a model on D_i; return the stage and one checkpoint an epoch.
 
     Args:
+        start: what is tuned; the stages that made it are before this one.
         needs_checkpoints: train again if one is gone. All but the chosen one go with the choice, and a
             choice that was reset has to be made anew.
     """
@@ -367,11 +417,11 @@ def _train(
     path, selected = dataset
     inputs = {
         "model": recipe.model.model_dump(mode="json", include={"name_or_path", "revision"}),
-        "training": _what_matters(recipe.training.model_dump(mode="json")),
+        "training": _what_matters(recipe.training.model_dump(mode="json")) | _start_inputs(start),
         "lora": recipe.lora,
         "seed": recipe.seed,
     }
-    stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected,))
+    stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected, *start.made_by))
     output = run.folder / stage.name
     result = run.ledger.result(stage)
     if result is not None and needs_checkpoints and _is_any_gone(output, result["checkpoints"]):
@@ -380,7 +430,7 @@ def _train(
     if result is None:
         started = time.monotonic()
         shutil.rmtree(output, ignore_errors=True)
-        _run_training(run, path, stage, iteration=iteration)
+        _run_training(run, start, path, stage, iteration=iteration)
         trained = read_json(output / "training.json") | usage_entry(output)
         result = run.ledger.append(stage, trained, seconds=time.monotonic() - started)
     return stage, [output / name for name in result["checkpoints"]]
@@ -395,19 +445,27 @@ def _what_matters(training: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in training.items()
-        if key not in ("checkpoint_choice", "per_device_train_batch_size", "skip_memory_metrics")
-        and not key.startswith(SPEED_SETTINGS)
+        if key not in NO_SETTINGS_OF_THE_WEIGHTS and not key.startswith(SPEED_SETTINGS)
     }
 
 
-def _run_training(run: Run, dataset: Path, stage: Stage, *, iteration: int) -> None:
+def _start_inputs(start: PromptedPolicy) -> dict[str, str]:
+    """Return what is tuned, as settings: the first iteration's previous policy is the base."""
+    return {"train_from": "previous" if start.made_by else "base"}
+
+
+def _run_training(run: Run, start: PromptedPolicy, dataset: Path, stage: Stage, *, iteration: int) -> None:
     recipe, progress = run.recipe, run.folder / "logs" / "progress"
     steps = Steps(run.folder, stage.name, stage.fingerprint)
     shutil.rmtree(progress, ignore_errors=True)
+    is_base = start.policy.path == recipe.model.name_or_path
+    teacher = recipe.sampling.model
+    source = {"name_or_path", "revision", "trust_remote_code"}
     spec = {
-        "model": recipe.model.model_dump(
-            mode="json", include={"name_or_path", "revision", "trust_remote_code"}
-        ),
+        "model": recipe.model.model_dump(mode="json", include=source)
+        | {"name_or_path": start.policy.path}
+        | ({} if is_base else {"revision": None}),
+        "teacher": teacher and teacher.model_dump(mode="json", include=source),
         "examples": str(dataset.resolve()),
         "output": str((run.folder / stage.name).resolve()),
         "training": recipe.training.model_dump(mode="json"),

@@ -254,7 +254,7 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     """Try everything that can be tried without loading a model; return the problems."""
     from rest_em.batches import divide_global_batch
     from rest_em.problem_sets import ProblemSets
-    from rest_em.problems import base_variants, training_variant, tuned_variant
+    from rest_em.problems import every_variant, tuned_variant
     from rest_em.recipe import check_files, check_library_keys, check_trackers
     from rest_em.report.progress import Progress
     from rest_em.rewards.graders import canary
@@ -270,8 +270,9 @@ def _check(recipe: Recipe, *, num_ranks: int) -> ProblemSets:
     training, prompt, problems = recipe.training, recipe.prompt, ProblemSets(recipe)
     with _told_with_place(recipe):
         divide_global_batch(training.global_batch_size, num_ranks, training.per_device_train_batch_size)
-        for variant in (*base_variants(prompt), tuned_variant(prompt), training_variant(prompt)):
+        for variant in every_variant(prompt):
             problems.check(variant)
+        _ = problems.human_solutions  # that each training problem has one, where they are wanted
         canary(recipe.reward, problems.rendered("train", tuned_variant(prompt))[0], Progress().say)
     for one in problems.evals:
         if one.spec.reward is not None:
@@ -323,7 +324,8 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     sizes = {which: len(problems.rendered(which, variants[0])) for which in ("train", "validation", "test")}
     console.print(f"{recipe}: fine", markup=False, soft_wrap=True)
     console.print("problems: " + ", ".join(f"{size} {which}" for which, size in sizes.items()))
-    console.print(f"solutions an E-step: {sizes['train'] * loaded.sampling.num_samples}")
+    is_drawn = loaded.selection.human_solutions != "only"
+    console.print(f"solutions an E-step: {is_drawn * sizes['train'] * loaded.sampling.num_samples}")
     for one in problems.evals:
         console.print(
             f"eval {one.name}: {len(one.benchmark.problems)} problems, {one.choice.when}", markup=False
@@ -336,6 +338,9 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
         first = problems.rendered("train", variant)[0]
         console.rule(Text(f"prompt {variant.name} of problem {first.id}"))
         print(_as_sampled(loaded, first.prompt))
+    for identity, text in list(problems.human_solutions.items())[:1]:
+        console.rule(Text(f"human solution of problem {identity}, which follows its prompt"))
+        print(text)
     console.rule()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from rest_em.drawing import draw_and_judge
 from rest_em.errors import RecipeChangedError, RecipeError, RunFolderError, SamplesError
 from rest_em.evaluation import Evaluation
-from rest_em.ledger import Ledger, best_iteration, policy_iterations
+from rest_em.ledger import Ledger, Stage, best_iteration, policy_iterations
 from rest_em.measuring import (
     Measurement,
     evaluation_of,
@@ -35,7 +35,7 @@ from rest_em.measuring import (
     write_table,
 )
 from rest_em.problems.benchmark import load_benchmark
-from rest_em.recipe import ModelSection, PromptVariant, load_eval, load_model_section, load_recipe
+from rest_em.recipe import ModelSection, PromptVariant, Recipe, load_eval, load_model_section, load_recipe
 from rest_em.report.progress import Progress
 from rest_em.report.settings import Settings
 from rest_em.rewards.graders import check_unscorable
@@ -174,21 +174,28 @@ def target_of_run(folder: Path, which: str) -> Target:
             raise RunFolderError(
                 f"{folder}: there is no policy {which!r}; best, last, base, all or one of {numbers} is wanted"
             )
-    policies = tuple(_policy(folder, ledger, recipe.model.name_or_path, number) for number in chosen)
+    policies = tuple(_policy(folder, ledger, recipe, number) for number in chosen)
     return Target(folder, recipe.model, recipe.seed, policies, is_run=True)
 
 
-def _policy(folder: Path, ledger: Ledger, base: str, iteration: int) -> PromptedPolicy:
+def _policy(folder: Path, ledger: Ledger, recipe: Recipe, iteration: int) -> PromptedPolicy:
+    base = recipe.model.name_or_path
     if iteration == 0:
         return PromptedPolicy(Policy(base, 0), PromptVariant())
-    stage = ledger.stage(f"iteration-{iteration:02d}/policy")
-    chosen = (ledger.result(stage) or {})["chosen"]
-    path = folder / f"iteration-{iteration:02d}" / "policy"
-    if chosen and not path.exists():
+    trained = iteration
+    while trained and not (ledger.result(_choice(ledger, trained)) or {})["chosen"]:
+        trained = trained - 1 if recipe.training.train_from == "previous" else 0
+    path = folder / f"iteration-{trained:02d}" / "policy"
+    if trained and not path.exists():
         raise RunFolderError(
             f"{path}: the policy of iteration {iteration} is gone; name another one with --policy"
         )
-    return PromptedPolicy(Policy(str(path) if chosen else base, iteration), PromptVariant(), made_by=(stage,))
+    made_by = (_choice(ledger, iteration),)
+    return PromptedPolicy(Policy(str(path) if trained else base, iteration), PromptVariant(), made_by=made_by)
+
+
+def _choice(ledger: Ledger, iteration: int) -> Stage:
+    return ledger.stage(f"iteration-{iteration:02d}/policy")
 
 
 def load_measurements(

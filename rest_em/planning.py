@@ -30,8 +30,8 @@ from rest_em.planner.strategies import Offload, Strategy, ZeroSettings
 from rest_em.planner.training import Method, TrainingSetup
 from rest_em.planner.workload import Lengths, Workload
 from rest_em.problem_sets import ProblemSets
-from rest_em.problems import base_variants, training_variant, tuned_variant
-from rest_em.recipe import Recipe
+from rest_em.problems import base_variants, teacher_variant, training_variant, tuned_variant
+from rest_em.recipe import ModelSection, Recipe
 from rest_em.types import Messages, Problem
 
 CHARACTERS_PER_TOKEN = 3.5
@@ -243,50 +243,71 @@ def make_plan(
         TrainingError: the global batch cannot be shared out over the devices.
         ProblemError: the problems cannot be used.
     """
-    shape = shape_of_model(recipe)
+    shape = shape_of_model(recipe.model, "model")
+    sampler, drawn = recipe.model, shape
+    if recipe.sampling.model is not None:
+        sampler, drawn = recipe.sampling.model, shape_of_model(recipe.sampling.model, "sampling.model")
     workload = measure(recipe, problems, success_rate=success_rate, mean_new_tokens=mean_new_tokens)
-    sampling = sampling_setup(recipe, shape, workload, cluster)
+    sampling = sampling_setup(recipe, drawn, workload, cluster)
     training = training_setup(recipe, shape, workload, cluster, launch, method=method)
-    num_examples = workload.num_examples(
-        recipe.sampling.num_samples, recipe.selection.max_solutions_per_problem
-    )
+    num_examples = _num_examples(recipe, workload)
     return Plan(
         model=recipe.model.name_or_path,
         shape=shape,
+        sampler=sampler.name_or_path,
+        sampling_shape=drawn,
         cluster=cluster,
         workload=workload,
-        sampling=plan_sampling(shape, sampling, cluster, workload),
+        sampling=plan_sampling(drawn, sampling, cluster, workload),
         training=plan_training(
             shape, training, cluster, num_examples=num_examples, num_epochs=recipe.training.num_train_epochs
         ),
         num_iterations=recipe.num_iterations,
+        is_drawn=recipe.selection.human_solutions != "only",
         evaluation_share=_evaluation_share(recipe, workload, recipe.training.num_train_epochs),
         base_share=_evaluation_share(recipe, workload, len(base_variants(recipe.prompt))),
     )
 
 
-def shape_of_model(recipe: Recipe) -> ModelShape:
-    """Return the shape of a recipe's model, from its folder or from what the hub's client has stored.
+def _num_examples(recipe: Recipe, workload: Workload) -> float | None:
+    """Return how many examples are expected to be trained on, human solutions among them."""
+    num_samples, cap = recipe.sampling.num_samples, recipe.selection.max_solutions_per_problem
+    match recipe.selection.human_solutions:
+        case "only":
+            return workload.num_train
+        case "solved":
+            return workload.num_examples(num_samples, 1)
+        case kind:
+            sampled = workload.num_examples(num_samples, cap)
+            num_human = (workload.num_train or 0) if kind == "mix" else 0
+            return None if sampled is None else sampled + num_human
+
+
+def shape_of_model(model: ModelSection, key: str) -> ModelShape:
+    """Return the shape of a model, from its folder or from what the hub's client has stored.
+
+    Args:
+        key: the recipe's section, for messages.
 
     Raises:
         PlanError: there is none, or it is not known.
     """
-    name = recipe.model.name_or_path
+    name = model.name_or_path
     if Path(name).is_dir():
         return load_shape(Path(name))
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=recipe.model.revision)
+        found = try_to_load_from_cache(name, "config.json", revision=model.revision)
     except HFValidationError:
         found = None
     if not isinstance(found, str):
-        found = _download(name, recipe.model.revision)
+        found = _download(name, model.revision, key)
     return load_shape(Path(found))
 
 
-def _download(name: str, revision: str | None) -> str:
+def _download(name: str, revision: str | None, key: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -295,7 +316,7 @@ def _download(name: str, revision: str | None) -> str:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PlanError(
-            f"model.name_or_path is {name}: no such folder, and the hub gave no config.json: {reason}; name "
+            f"{key}.name_or_path is {name}: no such folder, and the hub gave no config.json: {reason}; name "
             "a folder with the model's config.json"
         ) from error
 
@@ -317,9 +338,10 @@ def measure(
             f"--mean-tokens is {mean_new_tokens}; above 0 and at most sampling.max_new_tokens, {cap}, is "
             "wanted"
         )
-    count_tokens, told = _counter(recipe)
-    prompt = recipe.prompt
-    asked = [problems.rendered("train", one) for one in (*base_variants(prompt), tuned_variant(prompt))]
+    count_tokens, told = _counter(recipe.sampling.model or recipe.model)
+    prompt, teacher = recipe.prompt, teacher_variant(recipe.prompt)
+    variants = (*base_variants(prompt), tuned_variant(prompt), *(() if teacher is None else (teacher,)))
+    asked = [problems.rendered("train", one) for one in variants]
     trained = problems.rendered("train", training_variant(prompt))
     return Workload(
         num_train=len(trained),
@@ -360,8 +382,8 @@ class _Counter:
         return (*(hash(text[int(i * step) : int((i + 1) * step)]) for i in range(size)), *range(extra))
 
 
-def _counter(recipe: Recipe) -> tuple[_Counter, str]:
-    file = Path(recipe.model.name_or_path) / "tokenizer.json"
+def _counter(model: ModelSection) -> tuple[_Counter, str]:
+    file = Path(model.name_or_path) / "tokenizer.json"
     if file.exists():
         from tokenizers import Tokenizer
 
@@ -395,7 +417,8 @@ def _size(prompt: str | Messages) -> int:
 
 def sampling_setup(recipe: Recipe, shape: ModelShape, workload: Workload, cluster: Cluster) -> SamplingSetup:
     """Return how a recipe's E-step is done on a device."""
-    sampling, dtype = recipe.sampling, recipe.model.dtype
+    sampling, model = recipe.sampling, recipe.sampling.model or recipe.model
+    dtype = model.dtype
     is_half = dtype in ("bfloat16", "float16") or (dtype == "auto" and cluster.gpu.bf16_flops is not None)
     width = 2 if is_half else 4
     total, active = weight_bytes(shape, width)
@@ -405,7 +428,7 @@ def sampling_setup(recipe: Recipe, shape: ModelShape, workload: Workload, cluste
         cap = max(1, min(cap, shape.max_positions - longest))
     window = min((one for one in shape.windows if one is not None), default=None)
     is_stock = (
-        recipe.model.attn_implementation == "stock"
+        model.attn_implementation == "stock"
         or shape.family == "gemma2"  # its attention caps scores
         or (window is not None and longest + cap > window)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +12,12 @@ from rest_em.problems import (
     check_disjoint,
     check_not_shown,
     example_prompts,
+    human_solutions_of,
     load_problems,
     read_rows,
     split_validation,
     template_columns,
+    training_variant,
     tuned_variant,
 )
 from rest_em.problems.benchmark import Benchmark, load_benchmark
@@ -93,6 +95,20 @@ class ProblemSets:
             others[one.name] = Questions(one.benchmark.bare, template_columns(one.spec.prompt.template))
         train = Questions(self._train(bare), columns)
         return tuple(find_overlaps(train, others, section.contamination_words))
+
+    @functools.cached_property
+    def human_solutions(self) -> Mapping[str, str]:
+        """The solutions that people wrote to the training problems, by id; none where the recipe wants none.
+
+        Raises:
+            ProblemError: as `rendered`, or a training problem has none.
+        """
+        recipe = self._recipe
+        if recipe.selection.human_solutions == "none":
+            return {}
+        ids = {problem.id for problem in self.rendered("train", training_variant(recipe.prompt))}
+        rows = self._rows(recipe.problems.train)
+        return human_solutions_of(rows, recipe.problems, recipe.prompt, ids)
 
     def check(self, variant: PromptVariant) -> None:
         """Read all three sets, so that mistakes show before anything is drawn.

@@ -16,7 +16,9 @@ from rest_em.ledger import Ledger, Stage
 from rest_em.problem_sets import ProblemSets
 from rest_em.problems import (
     base_variants,
+    every_variant,
     resolve_variant,
+    teacher_variant,
     training_variant,
     tuned_variant,
 )
@@ -41,6 +43,8 @@ class PromptedPolicy:
     policy: Policy
     prompt: PromptVariant
     made_by: tuple[Stage, ...] = ()
+    validated_by: tuple[Stage, ...] = ()
+    """The stages that say how it does on D_val."""
     validation: Mapping[str, bool | None] = field(default_factory=dict)
     """Its greedy verdicts on D_val by problem; None where one could not be judged."""
 
@@ -127,18 +131,20 @@ class Run:
     """That of the tuned policies."""
     training_prompt: PromptVariant = field(init=False)
     """That of the M-step."""
+    teacher_prompt: PromptVariant | None = field(init=False)
+    """That of the model that samples in the policy's place; None is the policy's."""
     _prompt_inputs: Mapping[PromptVariant, Mapping[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Look at the few-shot examples, and at the reward."""
         self.place.judges.of(self.recipe.reward)
         prompt = self.recipe.prompt
-        base, tuned, training = base_variants(prompt), tuned_variant(prompt), training_variant(prompt)
         fields = {
-            "base_prompts": base,
-            "tuned_prompt": tuned,
-            "training_prompt": training,
-            "_prompt_inputs": {one: _inputs_of(prompt, one) for one in (*base, tuned, training)},
+            "base_prompts": base_variants(prompt),
+            "tuned_prompt": tuned_variant(prompt),
+            "training_prompt": training_variant(prompt),
+            "teacher_prompt": teacher_variant(prompt),
+            "_prompt_inputs": {one: _inputs_of(prompt, one) for one in every_variant(prompt)},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)

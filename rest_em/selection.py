@@ -1,7 +1,7 @@
 """D_i: which of an iteration's judged solutions the base model is tuned on.
 
-Correct and finished ones, each text once, at most K a problem, unlike ones first. How a solution is judged
-is in `rewards`; what weights mean is in `training`.
+Correct and finished ones, each text once, at most K a problem, unlike ones first; and what becomes of the
+solutions that people wrote. How a solution is judged is in `rewards`; what weights mean is in `training`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Selection:
 
     Example:
         Selection(examples, num_solutions=3200, num_correct=400, num_finished=390, num_distinct=300,
-                  num_kept=250, num_problems_covered=120, num_problems=400)
+                  num_kept=250, num_human=0, num_problems_covered=120, num_problems=400)
     """
 
     examples: tuple[TrainingExample, ...]
-    """Ordered by problem, then by index."""
+    """Ordered by problem, then by index, the solution that people wrote last."""
     num_solutions: int
     """Judged solutions that were offered."""
     num_correct: int
@@ -43,6 +43,8 @@ class Selection:
     """Of the finished, unlike in normalised form."""
     num_kept: int
     """Examples of D_i."""
+    num_human: int
+    """Of those, solutions that people wrote."""
     num_problems_covered: int
     """Problems with an example in D_i."""
     num_problems: int
@@ -56,13 +58,17 @@ class Selection:
             "num_finished": self.num_finished,
             "num_distinct": self.num_distinct,
             "num_kept": self.num_kept,
+            "num_human": self.num_human,
             "num_problems_covered": self.num_problems_covered,
             "num_problems": self.num_problems,
         }
 
 
 def select(
-    graded: Sequence[GradedSolution], prompts: Mapping[str, Problem], section: SelectionSection
+    graded: Sequence[GradedSolution],
+    prompts: Mapping[str, Problem],
+    section: SelectionSection,
+    human: Mapping[str, str] | None = None,
 ) -> Selection:
     """Return D_i.
 
@@ -70,6 +76,7 @@ def select(
         graded: an E-step's solutions, in any order.
         prompts: every training problem by id, rendered with the prompt of the M-step.
         section: the recipe's `selection`.
+        human: the solution that people wrote to each problem, by id, where `section` wants them.
 
     Raises:
         SelectionError: no solution is left.
@@ -86,8 +93,11 @@ def select(
         num_distinct += len(distinct)
         offered = distinct if section.deduplicate else candidates
         places = most_diverse([one.solution.token_ids for one in offered], section.max_solutions_per_problem)
-        examples += [_example(offered[place], prompts[key]) for place in sorted(places)]
-        num_covered += bool(places)
+        kept = [_example(offered[place], prompts[key]) for place in sorted(places)]
+        if human:
+            kept = _with_human(kept, prompts[key], human[key], section)
+        examples += kept
+        num_covered += bool(kept)
     selection = Selection(
         examples=tuple(examples),
         num_solutions=len(graded),
@@ -95,6 +105,7 @@ def select(
         num_finished=len(finished),
         num_distinct=num_distinct,
         num_kept=len(examples),
+        num_human=sum(one.index is None for one in examples),
         num_problems_covered=num_covered,
         num_problems=len(prompts),
     )
@@ -172,7 +183,27 @@ def _example(graded: GradedSolution, problem: Problem) -> TrainingExample:
         token_ids=solution.token_ids,
         finish_reason=solution.finish_reason,
         weight=graded.reward,
+        text=solution.text,
     )
+
+
+def _with_human(
+    kept: list[TrainingExample], problem: Problem, text: str, section: SelectionSection
+) -> list[TrainingExample]:
+    """Return a problem's examples with the solution that people wrote.
+
+    Mixed in, it is one beyond K, so that the samples are those that are kept without it; where it reads as
+    one of them, the sample stays.
+    """
+    human = TrainingExample(problem.id, None, problem.prompt, (), "eos", weight=1.0, text=text)
+    match section.human_solutions:
+        case "only":
+            return [human]
+        case "solved":
+            return [human] if kept else []
+        case _:
+            is_twin = normal_form(text) in {normal_form(one.text) for one in kept}
+            return kept if is_twin and section.deduplicate else [*kept, human]
 
 
 def _nothing_left(selection: Selection, graded: Sequence[GradedSolution]) -> str:

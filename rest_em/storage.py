@@ -304,6 +304,7 @@ def write_examples(path: Path, examples: Iterable[TrainingExample]) -> None:
             ("token_ids", pa.list_(pa.int32())),
             ("finish_reason", pa.string()),
             ("weight", pa.float64()),
+            ("text", pa.string()),
         ]
     )
     rows = (
@@ -322,6 +323,7 @@ def read_examples(path: Path) -> list[TrainingExample]:
             token_ids=tuple(row["token_ids"]),
             finish_reason=row["finish_reason"],
             weight=row["weight"],
+            text=row["text"],
         )
         for row in _read_parquet(path)
     ]

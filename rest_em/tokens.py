@@ -1,7 +1,7 @@
 """A prompt as token ids, and how many ids a model takes: the same for sampling and training.
 
-Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. Solutions are
-left out: their tokens are those that were sampled.
+Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. A sampled
+solution's tokens are those that were sampled; only what was written elsewhere is encoded here.
 """
 
 from __future__ import annotations
@@ -32,6 +32,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
         raise ProblemError(
             f"the prompt {prompt!r} has no token, and the tokenizer adds no BOS; give it some text"
         )
+    return ids
+
+
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, text: str) -> list[int]:
+    """Return the ids of a text that follows a prompt, without an end: encoded together where that is a cut.
+
+    Some tokenizers put a space before whatever begins a text, which is none here. Where a token would reach
+    over the end of the prompt, as no sampled one can, the text is encoded alone.
+    """
+    if isinstance(prompt, str):
+        head = encode_prompt(tokenizer, prompt)
+        whole = _encode_text(tokenizer, prompt + text)
+    else:
+        before = str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in prompt], add_generation_prompt=True, tokenize=False
+            )
+        )
+        head, whole = (tokenizer.encode(one, add_special_tokens=False) for one in (before, before + text))
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
 
 

@@ -152,15 +152,18 @@ class TrainingExample:
     """
 
     problem_id: str
-    index: int
-    """The solution's index among the problem's samples."""
+    index: int | None
+    """The solution's index among the problem's samples; None is a solution that people wrote."""
     prompt: str | Messages
     """Rendered with `prompt.training`."""
     token_ids: tuple[int, ...]
-    """As sampled; training appends the EOS token if `finish_reason` is `stop_string`."""
+    """As sampled; training appends the EOS token if `finish_reason` is `stop_string`. Of a solution that
+    people wrote there are none, and `text` is encoded."""
     finish_reason: FinishReason
     weight: float
-    """r(x, y), > 0."""
+    """r(x, y), > 0; 1 of a solution that people wrote."""
+    text: str = ""
+    """What is encoded where there are no `token_ids`, or those of another tokenizer; else for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from rest_em.algorithm import (
     _what_matters,
     is_worse,
     pass_rate,
+    start_of,
     survey,
     walk_forward,
 )
@@ -118,41 +119,71 @@ class _Training:
 
     def __init__(self) -> None:
         self.num_runs = 0
+        self.spec: Mapping[str, Any] = {}
 
     def run(self, stage: str, spec: Mapping[str, Any], *, label: str, meanwhile: object) -> None:
         assert (stage, label) == ("train", "iteration-01-train")
         self.num_runs += 1
+        self.spec = spec
         trained(Path(spec["output"]).parent, num_epochs=2)
         write_json(Path(spec["output"]) / "training.json", {"checkpoints": ["epoch-1", "epoch-2"]})
 
 
-def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choice(tmp_path: Path) -> None:
-    training = _Training()
-    recipe = load_recipe(tiny_run.write_recipe(tmp_path, tmp_path / "model"), [])
+def run_that_trains(folder: Path, training: _Training, *overrides: str) -> Run:
+    recipe = load_recipe(tiny_run.write_recipe(folder, folder / "model"), overrides)
     supervisor: Any = training
     place = Workplace(
-        tmp_path / "run",
-        Ledger(tmp_path / "run"),
-        supervisor,
-        Judges(),
-        Progress(Console(file=io.StringIO())),
+        folder / "run", Ledger(folder / "run"), supervisor, Judges(), Progress(Console(file=io.StringIO()))
     )
-    run = Run(recipe, place, ProblemSets(recipe))
-    dataset = (tmp_path / "run/iteration-01/dataset.parquet", Stage("iteration-01/dataset", {}))
+    return Run(recipe, place, ProblemSets(recipe))
 
-    stage, checkpoints = _train(run, dataset, iteration=1, needs_checkpoints=True)
+
+def dataset_of(run: Run) -> tuple[Path, Stage]:
+    return run.folder / "iteration-01/dataset.parquet", Stage("iteration-01/dataset", {})
+
+
+def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choice(tmp_path: Path) -> None:
+    training = _Training()
+    run = run_that_trains(tmp_path, training)
+    base, dataset = PromptedPolicy(Policy("base", 0), PromptVariant()), dataset_of(run)
+
+    stage, checkpoints = _train(run, base, dataset, iteration=1, needs_checkpoints=True)
     assert [path.name for path in checkpoints] == ["epoch-1", "epoch-2"]
-    _train(run, dataset, iteration=1, needs_checkpoints=True)
+    _train(run, base, dataset, iteration=1, needs_checkpoints=True)
     assert training.num_runs == 1
     _keep_chosen(run.folder / "iteration-01", 1)
-    assert _train(run, dataset, iteration=1, needs_checkpoints=False) == (stage, checkpoints)
+    assert _train(run, base, dataset, iteration=1, needs_checkpoints=False) == (stage, checkpoints)
     assert training.num_runs == 1
     scored = Stage("iteration-01/validation/epoch-1/samples", {}, after=(stage,))
     run.ledger.append(scored, {}, seconds=0.0)
-    assert _train(run, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
+    assert _train(run, base, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
     assert training.num_runs == 2
     assert run.ledger.result(scored) is None, "what the checkpoints scored that are gone says nothing"
     assert all(path.exists() for path in checkpoints)
+
+
+def test_what_is_tuned_is_the_base_or_the_previous_policy_on_which_the_stage_then_depends(
+    tmp_path: Path,
+) -> None:
+    training = _Training()
+    run = run_that_trains(tmp_path, training, "training.train_from=previous", "model.revision=v1")
+    base = PromptedPolicy(Policy(run.recipe.model.name_or_path, 0), PromptVariant())
+    choice = Stage("iteration-01/policy", {"checkpoint_choice": "last"})
+    first = PromptedPolicy(Policy("run/iteration-01/policy", 1), PromptVariant(), made_by=(choice,))
+    assert start_of(run, base, first) is first
+    stage, _ = _train(run, first, dataset_of(run), iteration=1, needs_checkpoints=True)
+    assert stage.after[1] == choice
+    assert training.spec["model"]["name_or_path"] == "run/iteration-01/policy"
+    assert training.spec["model"]["revision"] is None, "a folder has none"
+    # The first iteration's previous policy is the base: both settings are one stage there.
+    (tmp_path / "other").mkdir()
+    other = run_that_trains(tmp_path / "other", training, "model.revision=v1")
+    base = PromptedPolicy(Policy(other.recipe.model.name_or_path, 0), PromptVariant())
+    assert start_of(other, base, first) is base
+    plain, _ = _train(other, base, dataset_of(other), iteration=1, needs_checkpoints=True)
+    assert training.spec["model"]["revision"] == "v1"
+    assert (plain.inputs["training"]["train_from"], plain.after[1:]) == ("base", ())
+    assert stage.inputs["training"] == plain.inputs["training"] | {"train_from": "previous"}
 
 
 def test_a_tuned_model_depends_on_the_recipe_and_not_on_the_machine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def test_check_shows_a_chat_as_the_model_reads_it(call: Call, tiny_model_folder:
     said = call("check", "tiny.yaml")
     assert said.code == 1
     assert "has no chat template; use a model that has one" in said.err
+
+
+def test_check_shows_a_human_solution_and_tells_of_a_row_without_one(call: Call) -> None:
+    alone = ("check", "tiny.yaml", "--set", "selection.human_solutions=only")
+    said = call(*alone, "--set", "problems.solution=' = {{ answer }}'")
+    assert "solutions an E-step: 0\n" in said.out
+    assert re.search(r"human solution of problem train-0, which follows its prompt ─+\n = 7\n", said.out)
+    said = call(*alone)
+    assert said.code == 1
+    assert "train.jsonl:1: there is no column 'solution' (prompt.solution)" in said.err
 
 
 def test_all_that_is_missing_or_unknown_is_told_at_once(call: Call) -> None:

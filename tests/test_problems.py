@@ -18,6 +18,7 @@ from rest_em.problems import (
     check_disjoint,
     check_not_shown,
     example_prompts,
+    human_solutions_of,
     load_problems,
     read_rows,
     resolve_variant,
@@ -584,3 +585,41 @@ def test_examples_that_are_not_shown_may_be_problems() -> None:
     bare = load(jsonl("test.jsonl", [{"question": "6 + 1", "answer": "7"}]), prompt)
     check_not_shown(example_prompts(prompt, PromptVariant()), bare, bare)
     check_not_shown(example_prompts(PLAIN, PromptVariant()), bare, bare)
+
+
+# Solutions that people wrote
+
+
+def human(rows: Sequence[Any], prompt: PromptSection = PLAIN, **section: Any) -> dict[str, str]:
+    source = ProblemSource(path=jsonl("p.jsonl", rows))
+    whole = ProblemsSection(train=source, test=source, id="question", **section)
+    return human_solutions_of(read_rows(source), whole, prompt, {str(row["question"]) for row in rows[:2]})
+
+
+def test_human_solutions_are_made_as_those_of_the_worked_examples() -> None:
+    as_shown = PLAIN.model_copy(update={"solution": " {{ answer }}"})
+    assert human(ROWS, as_shown) == {"1 + 1": " 2", "2 + 3": " 5"}
+    assert human(ROWS, as_shown, solution="answer") == {"1 + 1": "2", "2 + 3": "5"}
+    unwanted = {"question": "7 + 7", "answer": None}
+    assert len(human([*ROWS, unwanted], as_shown)) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "solution", "told"),
+    [
+        ({"answer": None}, "answer", "the solution in column 'answer' is None; a text is wanted"),
+        ({"answer": " "}, "answer", "the solution in column 'answer' is ' '; a text is wanted"),
+        ({"answer": None}, " {{ answer }}", "the solution (problems.solution) does not render: it shows a"),
+        ({}, "answers", "there is no column 'answers' (problems.solution)"),
+        ({}, " {{ worked }}", "the template uses 'worked', and there is no such column"),
+    ],
+)
+def test_a_problem_without_a_human_solution_is_told_with_its_row(
+    row: dict[str, Any], solution: str, told: str
+) -> None:
+    with pytest.raises(ProblemError) as caught:
+        human([{"question": "1", "answer": "1", **row}], solution=solution)
+    assert str(caught.value).startswith(f"p.jsonl:1: {told}")
+    assert "selection.human_solutions wants one of every training problem: write it there" in str(
+        caught.value
+    )

@@ -288,7 +288,8 @@ def test_an_unknown_key_in_a_list_is_told_with_its_index(load: Load) -> None:
         ("lora: 3", "lora is 3; a section or null is wanted"),
         (
             "selection: [a]",
-            "selection is ['a']; a section (max_solutions_per_problem, deduplicate) is wanted",
+            "selection is ['a']; a section (max_solutions_per_problem, deduplicate, human_solutions) is "
+            "wanted",
         ),
     ],
 )
@@ -442,6 +443,58 @@ def test_the_batch_divides(load: Load) -> None:
     assert line == (
         "x.yaml:10: training.per_device_train_batch_size is 3 and global_batch_size 16 is no multiple of it"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["selection.human_solutions=only"],
+            "x.yaml:1: num_iterations is 3 and selection.human_solutions is only, so each would train on the "
+            "same; give num_iterations: 1",
+        ),
+        (
+            ["sampling.model={name_or_path: org/large}", "num_iterations=2"],
+            "--set num_iterations=2: num_iterations is 2 and sampling.model draws the samples, which no "
+            "iteration changes; give num_iterations: 1; for more of its samples raise sampling.num_samples",
+        ),
+        (
+            [
+                "selection.human_solutions=only",
+                "num_iterations=1",
+                "sampling.model={name_or_path: org/large}",
+            ],
+            "--set sampling.model={name_or_path: org/large}: sampling.model is given and "
+            "selection.human_solutions is only, so nothing is sampled; leave one out",
+        ),
+        (
+            ["prompt.teacher={num_examples: 0}"],
+            "--set prompt.teacher={num_examples: 0}: prompt.teacher is given, and there is no "
+            "sampling.model; leave it out, or name one",
+        ),
+        (
+            ["problems.solution='{{ answer'"],
+            "--set problems.solution='{{ answer': problems.solution is no Jinja template: line 1 of it: "
+            "unexpected end of template, expected 'end of print statement'.",
+        ),
+    ],
+)
+def test_what_the_source_of_solutions_contradicts_is_told(load: Load, options: list[str], said: str) -> None:
+    (line,) = lines_of(lambda: load("", *options))
+    assert line == said
+
+
+def test_a_teacher_is_a_folder_or_a_hub_id_as_the_model_is(load: Load, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).touch()
+    recipe = load(
+        "", "num_iterations=1", "sampling.model={name_or_path: ./large, revision: main}", "prompt.teacher={}"
+    )
+    assert recipe.sampling.model is not None
+    assert recipe.sampling.model.name_or_path == str(tmp_path / "large")
+    (line,) = lines_of(lambda: check_files(recipe))
+    assert f"sampling.model.name_or_path is {tmp_path}/large, and there is no such file or folder" in line
+    assert "--set sampling.model.name_or_path=FOLDER-OR-HUB-ID names another" in line
 
 
 def test_a_run_name_is_the_name_of_a_folder(load: Load) -> None:

@@ -48,6 +48,7 @@ def test_only_correct_and_finished_solutions_are_kept_and_the_rest_is_counted() 
         "num_finished": 3,
         "num_distinct": 3,
         "num_kept": 3,
+        "num_human": 0,
         "num_problems_covered": 2,
         "num_problems": 3,
     }
@@ -88,6 +89,35 @@ def test_the_most_diverse_are_far_from_every_earlier_pick() -> None:
     assert most_diverse(sequences, 3) == [0, 2, 1]
     assert most_diverse(sequences, 9) == [0, 1, 2, 3]
     assert most_diverse([(), (), (1,)], 2) == [0, 2]
+
+
+HUMAN = {"b": "as taught", "a": "text  3", "c": "by hand"}
+
+
+def with_human(kind: str, **more: object) -> list[tuple[str, int | None, str]]:
+    """Return D_i of six samples to `a` and one to `b`, of which K are kept, and of what people wrote."""
+    pool = [graded("a", i, f"text {i}", token_ids=(1, 2, 10 + i)) for i in range(6)] + [graded("b", 0, "own")]
+    values = {"human_solutions": kind, "max_solutions_per_problem": 4, **more}
+    selection = select(pool, PROMPTS, SelectionSection.model_validate(values), HUMAN)
+    assert selection.num_human == sum(one.index is None for one in selection.examples)
+    assert {one.weight for one in selection.examples} == {1.0}
+    return [(one.problem_id, one.index, one.text) for one in selection.examples]
+
+
+def test_human_solutions_are_mixed_in_beyond_k_and_a_sample_that_reads_the_same_stays() -> None:
+    sampled = [("b", 0, "own"), *(("a", i, f"text {i}") for i in range(4))]
+    of_b, of_c = ("b", None, "as taught"), ("c", None, "by hand")
+    assert with_human("mix") == [sampled[0], of_b, *sampled[1:], of_c]
+    assert ("a", None, "text  3") in with_human("mix", deduplicate=False)
+    assert ("a", None, "text  3") in with_human("mix", max_solutions_per_problem=1)
+
+
+def test_human_solutions_take_the_place_of_the_samples_or_are_alone() -> None:
+    assert with_human("solved") == [("b", None, "as taught"), ("a", None, "text  3")]
+    section = SelectionSection.model_validate({"human_solutions": "only"})
+    (first, *others) = select([], PROMPTS, section, HUMAN).examples
+    assert [one.problem_id for one in (first, *others)] == list(PROMPTS)
+    assert (first.prompt, first.token_ids, first.finish_reason) == ("Solve b", (), "eos")
 
 
 def test_the_choice_does_not_depend_on_the_order_of_arrival() -> None:

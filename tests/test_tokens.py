@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from rest_em.errors import ProblemError
-from rest_em.tokens import encode_prompt
+from rest_em.tokens import encode_continuation, encode_prompt
 
 BOS, EOS = 1, 2
 
@@ -47,3 +47,35 @@ def test_an_empty_prompt_without_bos_is_refused(tiny_tokenizer):
     bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(ProblemError, match="no token"):
         encode_prompt(bare, "")
+
+
+def test_a_continuation_is_what_follows_the_prompt(tiny_tokenizer):
+    chat = ({"role": "user", "content": "2 + 2?"},)
+    for prompt in ("2 + 2 =", "", chat):
+        ids = encode_continuation(tiny_tokenizer, prompt, " 4\n")
+        assert ids == tiny_tokenizer.encode(" 4\n", add_special_tokens=False)
+    assert encode_continuation(tiny_tokenizer, "<s>2 + 2 =", " 4") == ids[:2]
+
+
+def test_no_token_of_a_continuation_reaches_back_into_the_prompt(tiny_tokenizer):
+    merged = tiny_tokenizer.encode("12", add_special_tokens=False)
+    assert len(merged) == 1
+    ids = encode_continuation(tiny_tokenizer, "1", "2")
+    assert tiny_tokenizer.decode(ids) == "2"
+
+
+def test_a_continuation_gets_no_space_that_begins_texts():
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "\u2581", "a", "b", "\u2581a", "\u2581b"]
+    merges = [("\u2581", "a"), ("\u2581", "b")]
+    spaced = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges))
+    spaced.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    spaced.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=spaced, bos_token="<s>", eos_token="</s>")
+    assert tokenizer.encode("b", add_special_tokens=False) == [words.index("\u2581b")]
+    assert encode_continuation(tokenizer, "a", "b") == [words.index("b")]
+    assert encode_continuation(tokenizer, "a", " b") == [words.index("\u2581b")]

@@ -75,7 +75,7 @@ class Candidate(Generic[Setup]):
 
 def sampling_candidates(plan: Plan, cluster: Cluster) -> Iterator[Candidate[SamplingSetup]]:
     """Yield the ways to draw on these devices: engine and tensor parallelism x precision x rows."""
-    base, shape = plan.sampling.setup, plan.shape
+    base, shape = plan.sampling.setup, plan.sampling_shape
     engines: list[tuple[Engine, int]] = [(base.engine, 1)]
     engines += [
         ("server", parts)

@@ -91,11 +91,18 @@ class Plan:
 
     model: str
     shape: ModelShape
+    """Of the model that is trained."""
+    sampler: str
+    """Which model draws the E-step: `model`, or a teacher."""
+    sampling_shape: ModelShape
+    """Of that model."""
     cluster: Cluster
     workload: Workload
     sampling: SamplingPlan
     training: TrainingPlan
     num_iterations: int
+    is_drawn: bool
+    """Whether iterations have an E-step; else it is only the measure of what is drawn beside it."""
     evaluation_share: float
     """Tokens drawn to measure and to choose, for each token of an E-step."""
     base_share: float
@@ -122,7 +129,7 @@ class Plan:
 
     def run_seconds(self, sampling_seconds: float, training_seconds: float) -> float:
         """Return the seconds of all iterations, of those of an E-step and an M-step."""
-        an_iteration = sampling_seconds * (1 + self.evaluation_share) + training_seconds
+        an_iteration = sampling_seconds * (self.is_drawn + self.evaluation_share) + training_seconds
         return self.num_iterations * an_iteration + sampling_seconds * self.base_share
 
     def dollars(self, seconds: float | None) -> float | None:
@@ -260,6 +267,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "usable_bytes": plan.cluster.gpu.usable_bytes,
         "fits": plan.fits,
         "sampling": {
+            "model": plan.sampler,
+            "is_drawn": plan.is_drawn,
             "fits": sampling.spare_bytes >= 0,
             "is_certain_failure": sampling.is_certain_failure,
             "peak_bytes": sampling.peak_bytes,

@@ -334,7 +334,7 @@ def _rejection(plan: Plan, phase: Phase, one: Candidate[Any]) -> Rejection:
 def peak_of(plan: Plan, one: Candidate[Any]) -> tuple[str, dict[str, int]]:
     """Return the instant that binds a candidate, and what its device holds then."""
     if isinstance(one.setup, SamplingSetup):
-        drawn = sampling_memory(plan.shape, one.setup).peak
+        drawn = sampling_memory(plan.sampling_shape, one.setup).peak
         sizes = {each.name: getattr(drawn, each.name) for each in fields(drawn) if each.name != "instant"}
         return drawn.instant, {**sizes, **outside_sampling(one.cluster, drawn.total_bytes)}
     memory = training_memory(plan.shape, one.setup, one.cluster, num_epochs=plan.training.num_epochs)
@@ -376,7 +376,7 @@ def plan_of(plan: Plan, choice: Choice) -> Plan:
     return replace(
         plan,
         cluster=choice.cluster,
-        sampling=plan_sampling(plan.shape, choice.sampling.setup, choice.cluster, plan.workload),
+        sampling=plan_sampling(plan.sampling_shape, choice.sampling.setup, choice.cluster, plan.workload),
         training=plan_training(
             plan.shape,
             choice.training.setup,

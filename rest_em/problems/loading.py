@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from rest_em.errors import ProblemError
-from rest_em.problems.prompts import Prompt, resolve_variant
+from rest_em.problems.prompts import Prompt, Texts, resolve_variant
 from rest_em.problems.rows import Row, column_of, row_hash
 from rest_em.recipe import ProblemsSection, PromptSection, PromptVariant
 from rest_em.types import Messages, Problem
@@ -39,6 +39,33 @@ def load_problems(
             )
         )
     return tuple(problems)
+
+
+def human_solutions_of(
+    rows: Sequence[Row], section: ProblemsSection, prompt: PromptSection, ids: Collection[str]
+) -> dict[str, str]:
+    """Return by id the solutions that people wrote, as the prompt's worked examples show theirs.
+
+    Args:
+        ids: of the problems that need one; other rows are passed over.
+
+    Raises:
+        ProblemError: a row has none.
+    """
+    texts, solution = Texts(), section.solution or prompt.solution
+    key = "prompt.solution" if section.solution is None else "problems.solution"
+    found = {}
+    for row in rows:
+        identity = _id(row, section)
+        if identity in ids:
+            try:
+                found[identity] = texts.solution(solution, row, key)
+            except ProblemError as error:
+                raise ProblemError(
+                    f"{error}; selection.human_solutions wants one of every training problem: write it "
+                    "there, leave the row out, or say with problems.solution how the columns make one"
+                ) from error
+    return found
 
 
 def _id(row: Row, section: ProblemsSection) -> str:

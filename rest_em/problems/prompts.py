@@ -25,6 +25,62 @@ TEXT_OF = "text_of"
 """What a template calls to read a text that comes with the data."""
 
 
+class Texts:
+    """Renders templates over the columns of a row."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Compile nothing yet; `folder` is where a template's `text_of(path)` reads, None: it cannot."""
+        self._environment = jinja2.sandbox.SandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
+        )
+        self._environment.globals[TEXT_OF] = functools.cache(functools.partial(_text_of, folder))
+        self._compiled = functools.cache(self._environment.from_string)
+
+    def rendered(self, template: str, row: Row, what: str = "the prompt") -> str:
+        """Return a template over a row's columns.
+
+        Args:
+            what: it is, for messages.
+
+        Raises:
+            ProblemError: it does not render, or to nothing.
+        """
+        try:
+            text = self._compiled(template).render(row.columns)
+        except jinja2.UndefinedError as error:
+            wanted = jinja2.meta.find_undeclared_variables(self._environment.parse(template))
+            missing = sorted(wanted - row.columns.keys() - self._environment.globals.keys())
+            if missing:
+                name = missing[0]
+                told = f"the template uses {name!r}, and there is no such column"
+                raise ProblemError(f"{row.place}: {told}{those_there(name, row.columns)}") from error
+            raise ProblemError(f"{row.place}: {what} does not render: {error.message}") from error
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ProblemError(f"{row.place}: {what} does not render: {error}") from error
+        if not text.strip():
+            raise ProblemError(f"{row.place}: {what} renders to nothing")
+        return text
+
+    def solution(self, solution: str, row: Row, key: str) -> str:
+        """Return a row's worked solution.
+
+        Args:
+            solution: the column that holds it, or a template.
+            key: the recipe's, for messages.
+
+        Raises:
+            ProblemError: there is none.
+        """
+        if "{" in solution:
+            return self.rendered(solution, row, f"the solution ({key})")
+        text = column_of(row, solution, key)
+        if not isinstance(text, str) or not text.strip():
+            raise ProblemError(
+                f"{row.place}: the solution in column {solution!r} is {text!r}; a text is wanted"
+            )
+        return text
+
+
 class Prompt:
     """Renders one variant of the prompt for any row."""
 
@@ -47,17 +103,15 @@ class Prompt:
             ProblemError: the examples cannot be read, or do not render.
         """
         assert variant.template is not None, "the variant is resolved"
-        self._environment = jinja2.sandbox.SandboxedEnvironment(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
-        )
-        self._environment.globals[TEXT_OF] = functools.cache(functools.partial(_text_of, folder))
-        self._compiled = functools.cache(self._environment.from_string)
+        self._texts = Texts(folder)
         self._template = variant.template
         self._chat = bool(variant.chat_template)
         self._system = variant.system
         self._separator = section.example_separator
         rows = _examples(variant) if examples is None else examples
-        self._examples = [(self._text(row), self._worked_solution(row, section.solution)) for row in rows]
+        self._examples = [
+            (self._text(row), self._texts.solution(section.solution, row, "prompt.solution")) for row in rows
+        ]
 
     def __call__(self, row: Row) -> str | Messages:
         """Return the prompt of a row."""
@@ -71,34 +125,7 @@ class Prompt:
         return (*messages, _message("user", text))
 
     def _text(self, row: Row) -> str:
-        return self._rendered(self._template, row)
-
-    def _worked_solution(self, row: Row, solution: str) -> str:
-        if "{" in solution:
-            return self._rendered(solution, row)
-        text = column_of(row, solution, "prompt.solution")
-        if not isinstance(text, str) or not text:
-            raise ProblemError(
-                f"{row.place}: the solution in column {solution!r} is {text!r}; a text is wanted"
-            )
-        return text
-
-    def _rendered(self, template: str, row: Row) -> str:
-        try:
-            text = self._compiled(template).render(row.columns)
-        except jinja2.UndefinedError as error:
-            wanted = jinja2.meta.find_undeclared_variables(self._environment.parse(template))
-            missing = sorted(wanted - row.columns.keys() - self._environment.globals.keys())
-            if missing:
-                name = missing[0]
-                told = f"the template uses {name!r}, and there is no such column"
-                raise ProblemError(f"{row.place}: {told}{those_there(name, row.columns)}") from error
-            raise ProblemError(f"{row.place}: the prompt does not render: {error.message}") from error
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise ProblemError(f"{row.place}: the prompt does not render: {error}") from error
-        if not text.strip():
-            raise ProblemError(f"{row.place}: the prompt renders to nothing")
-        return text
+        return self._texts.rendered(self._template, row)
 
 
 def _text_of(folder: Path | None, name: str) -> str:
@@ -208,3 +235,15 @@ def tuned_variant(prompt: PromptSection) -> PromptVariant:
 def training_variant(prompt: PromptSection) -> PromptVariant:
     """Return the prompt of the M-step."""
     return resolve_variant(prompt, prompt.tuned if prompt.training is None else prompt.training)
+
+
+def teacher_variant(prompt: PromptSection) -> PromptVariant | None:
+    """Return the prompt of the model that samples in the policy's place; None is the policy's own."""
+    return None if prompt.teacher is None else resolve_variant(prompt, prompt.teacher)
+
+
+def every_variant(prompt: PromptSection) -> tuple[PromptVariant, ...]:
+    """Return all prompts that a run may need, the base's first."""
+    teacher = teacher_variant(prompt)
+    named = (tuned_variant(prompt), training_variant(prompt), *(() if teacher is None else (teacher,)))
+    return (*base_variants(prompt), *named)

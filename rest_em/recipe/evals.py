@@ -141,7 +141,7 @@ class Eval(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         wrong: list[Contradiction] = []
-        if self.prompt.base or self.prompt.training or self.prompt.tuned.model_fields_set:
+        if self.prompt.variants().keys() - {(), ("tuned",)} or self.prompt.tuned.model_fields_set:
             wrong.append((("prompt",), "has variants, and an eval asks all policies alike; leave them out"))
         if self.prompt.examples is not None and self.problems.examples is not None:
             text = "is given, and problems.examples is too; leave one out"

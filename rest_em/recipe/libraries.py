@@ -22,7 +22,7 @@ from rest_em.errors import RecipeError
 from rest_em.recipe.document import dotted, shown
 from rest_em.recipe.loading import is_there, nearest
 from rest_em.recipe.owned import OWNED_LORA_KEYS, OWNED_TRAINING_KEYS
-from rest_em.recipe.sections import Recipe, TrainingSection
+from rest_em.recipe.sections import ModelSection, Recipe, TrainingSection
 from rest_em.recipe.wanted import alternatives, wanted
 
 _PLAIN = (bool, int, float, str, list, dict, tuple, Literal, types.NoneType)
@@ -214,22 +214,24 @@ def check_files(recipe: Recipe) -> None:
         for key, path in paths.items()
         if not is_there(Path(path))
     ]
-    wrong += _wrong_model(recipe)
+    wrong += _wrong_model(recipe, "model", recipe.model)
+    if recipe.sampling.model is not None:
+        wrong += _wrong_model(recipe, "sampling.model", recipe.sampling.model)
     if wrong:
         raise RecipeError("\n".join(wrong))
 
 
-def _wrong_model(recipe: Recipe) -> Iterator[str]:
-    """Say what is wrong with the model, as far as it is a folder."""
-    key, name = "model.name_or_path", recipe.model.name_or_path
+def _wrong_model(recipe: Recipe, where: str, model: ModelSection) -> Iterator[str]:
+    """Say what is wrong with a model, as far as it is a folder."""
+    key, name = f"{where}.name_or_path", model.name_or_path
     told = f"{recipe.place(key)}: {key} is {_on_one_line(name)}"
     if is_there(Path(name)):
         if not (Path(name) / "config.json").is_file():
             yield f"{told}, and there is no config.json in it; a Hugging Face checkpoint is wanted"
-        if recipe.model.revision is not None:
+        if model.revision is not None:
             yield (
-                f"{recipe.place('model.revision')}: model.revision is for models of the hub, and {key} is a "
-                "folder; leave it out"
+                f"{recipe.place(f'{where}.revision')}: {where}.revision is for models of the hub, and "
+                f"{key} is a folder; leave it out"
             )
     elif _is_path(name):
         advice = "paths in a recipe begin at its folder, those of --set at the working directory"

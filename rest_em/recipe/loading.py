@@ -34,10 +34,12 @@ from rest_em.recipe.wanted import alternatives, wanted
 
 _DATA_KEY = re.compile(r"problems\.((train|validation|test|examples)\.)?path|evaluation\.evals\[\d+\]\.data")
 """Keys of files, folders or hub data sets."""
-_FILE_KEY = re.compile(r"prompt\.(base\[\d+\]\.|tuned\.|training\.)?examples")
+_FILE_KEY = re.compile(r"prompt\.(base\[\d+\]\.|tuned\.|training\.|teacher\.)?examples")
 """Keys of files."""
 _EVAL_KEY = re.compile(r"evaluation\.evals\[\d+\]\.path")
 """Keys of evals: files, or names of those that come with rest_em."""
+MODEL_KEYS = ("model.name_or_path", "sampling.model.name_or_path")
+"""Keys of models: folders, or hub ids."""
 HUB_KEYS = ("name", "split", "revision", "data_files")
 """What of a source of problems is for data sets of the hub."""
 
@@ -344,7 +346,7 @@ def _resolved(key: str, value: str, folder: Path) -> str:
         is_path = value != ""
     elif _EVAL_KEY.fullmatch(key):
         is_path = value.endswith((".yaml", ".yml"))
-    elif key == "model.name_or_path" or _DATA_KEY.fullmatch(key):
+    elif key in MODEL_KEYS or _DATA_KEY.fullmatch(key):
         is_data = key.startswith("problems") and value.lower().endswith(LOCAL_SUFFIXES)
         is_path = is_data or value.startswith((".", "/", "~/")) or (value != "" and is_there(folder / value))
     else:

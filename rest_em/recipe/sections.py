@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -43,7 +43,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """The base model; every M-step starts from it."""
+    """The base model; every M-step starts from it unless `training.train_from` says otherwise."""
 
     name_or_path: NonEmpty
     """A hub id or a folder with an ordinary Hugging Face checkpoint of a decoder-only model."""
@@ -137,12 +137,17 @@ class ProblemsSection(Section):
     """The column with the gold answer or the unit tests."""
     id: NonEmpty | None = None
     """The column with a unique id; None derives ids from the rows' content."""
+    solution: NonEmpty | None = None
+    """The column that holds the solution that people wrote, or a Jinja template over the columns; None is
+    `prompt.solution`. Only `selection.human_solutions` looks at it."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.validation is not None and self.validation_fraction != 0.1:
             text = f"is {self.validation_fraction} and problems.validation is named, so nothing is split off"
             refuse_contradictions([(("validation_fraction",), f"{text}; leave one out")])
+        if self.solution is not None:
+            _refuse_unreadable("solution", self.solution)
         return self
 
     def sources(self) -> Mapping[str, ProblemSource]:
@@ -152,7 +157,7 @@ class ProblemsSection(Section):
 
 
 class PromptVariant(Section):
-    """What may differ between the base's, the tuned policy's and the training prompt; None inherits."""
+    """What may differ between the base's, the tuned policy's and other prompts; None inherits."""
 
     name: NonEmpty | None = None
     """How reports and the run's folder call it; None is made of the number of examples, as in `2-shot`."""
@@ -180,7 +185,7 @@ class PromptVariant(Section):
 
 
 class PromptSection(PromptVariant):
-    """The prompt of a problem. The three variants inherit what they do not say from this section."""
+    """The prompt of a problem. Its variants inherit what they do not say from this section."""
 
     template: NonEmpty
     """A Jinja template over the problem's columns: `{{ question }}` is the column `question`."""
@@ -196,6 +201,8 @@ class PromptSection(PromptVariant):
     """The prompt of every tuned policy, in its E-step and its evaluation."""
     training: PromptVariant | None = None
     """The prompt of the M-step; None is `tuned`."""
+    teacher: PromptVariant | None = None
+    """The prompt of `sampling.model`; None is the one that serves the base."""
 
     def resolved(self, variant: PromptVariant) -> PromptVariant:
         """Return the variant with what it does not say taken from this section.
@@ -212,9 +219,8 @@ class PromptSection(PromptVariant):
         found: dict[tuple[str | int, ...], PromptVariant] = {(): self}
         found |= {("base", index): variant for index, variant in enumerate(self.base)}
         found[("tuned",)] = self.tuned
-        if self.training is not None:
-            found[("training",)] = self.training
-        return found
+        named = {"training": self.training, "teacher": self.teacher}
+        return found | {(key,): variant for key, variant in named.items() if variant is not None}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -376,6 +382,8 @@ class SamplingSection(Section):
     """Solutions a work unit: decoded and committed to disk whole; a crash loses at most one unit a rank."""
     max_rows: AtLeastOne = 128
     """Sequences decoded at once."""
+    model: ModelSection | None = None
+    """Another model that draws the E-step's solutions, the teacher of a distillation; None is the policy."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -392,6 +400,9 @@ class SelectionSection(Section):
     """K, the paper's cap."""
     deduplicate: bool = True
     """Keep one of the solutions that are equal in normalised form."""
+    human_solutions: Literal["none", "mix", "solved", "only"] = "none"
+    """Solutions that people wrote (`problems.solution`): none; mixed in, one a problem beyond K; in the place
+    of the samples, for the problems that a sample solves; or they alone, and nothing is sampled."""
 
 
 class TrainingSection(Section):
@@ -418,6 +429,8 @@ class TrainingSection(Section):
     """Where they are packed, compute once what their prompts begin with in common; gradients are the same."""
     checkpoint_choice: Literal["first_drop", "best", "last"] = "first_drop"
     """Which epoch's checkpoint is taken: the last before the first drop on D_val, the best or the last."""
+    train_from: Literal["base", "previous"] = "base"
+    """What every M-step tunes: the base model, or the policy that drew the iteration's samples."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -574,4 +587,23 @@ class Recipe(Section):
         if self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             text = f"is {self.run_name!r}; letters, digits, dots, dashes and underscores are wanted"
             refuse_contradictions([(("run_name",), text)])
+        refuse_contradictions([*self._repeated_iterations(), *self._idle_teacher()])
         return self
+
+    def _repeated_iterations(self) -> Iterator[Contradiction]:
+        """Say so where every iteration would train on what the first one does."""
+        only, teacher = self.selection.human_solutions == "only", self.sampling.model
+        if self.num_iterations > 1 and (only or teacher is not None):
+            why = "sampling.model draws the samples, which no iteration changes"
+            more = "; for more of its samples raise sampling.num_samples"
+            if only:
+                why, more = "selection.human_solutions is only, so each would train on the same", ""
+            yield ("num_iterations",), f"is {self.num_iterations} and {why}; give num_iterations: 1{more}"
+
+    def _idle_teacher(self) -> Iterator[Contradiction]:
+        """Say so where a teacher is named that draws nothing."""
+        if self.sampling.model is not None and self.selection.human_solutions == "only":
+            text = "is given and selection.human_solutions is only, so nothing is sampled; leave one out"
+            yield ("sampling", "model"), text
+        if self.sampling.model is None and self.prompt.teacher is not None:
+            yield ("prompt", "teacher"), "is given, and there is no sampling.model; leave it out, or name one"

@@ -70,6 +70,11 @@ def print_plan(plan: Plan, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if plan.sampler != plan.model:
+        told = f"the E-step is drawn by {plan.sampler}, {plan.sampling_shape.family}"
+        console.print(told, soft_wrap=True, markup=False)
+    if not plan.is_drawn:
+        console.print("no E-step is drawn: D_1 is of human solutions; its time is not counted below")
     _print_phases(plan, console)
     sampling, memory = plan.sampling, plan.training.memory
     _print_bar(

@@ -45,6 +45,10 @@ class IterationSummary:
     num_correct: int
     num_distinct: int
     num_kept: int
+    num_human: int
+    """Of those, solutions that people wrote."""
+    num_human_rejected: int
+    """Solutions that people wrote, kept or not, that the reward does not find correct."""
     """Examples of D_i."""
     num_left_out: int
     """Of these, how many were too long to be trained on."""
@@ -97,6 +101,8 @@ class IterationSummary:
             "num_correct": self.num_correct,
             "num_distinct": self.num_distinct,
             "num_kept": self.num_kept,
+            "num_human": self.num_human,
+            "num_human_rejected": self.num_human_rejected,
             "num_left_out": self.num_left_out,
             "num_problems": self.num_problems,
             "success_rate": _share(self.num_correct, num_judged),
@@ -267,6 +273,8 @@ def _summarize(records: Mapping[str, Any], number: int, base: Evaluation | None)
         num_correct=verdicts.get("num_correct", 0),
         num_distinct=dataset.get("num_distinct", 0),
         num_kept=dataset.get("num_kept", 0),
+        num_human=dataset.get("num_human", 0),
+        num_human_rejected=dataset.get("num_human_rejected", 0),
         num_left_out=_result(records, f"{name}/training").get("num_left_out", 0),
         num_problems=verdicts.get("num_problems", 0),
         num_solved=verdicts.get("num_solved", 0),
@@ -454,15 +462,16 @@ def _training_table(summary: RunSummary) -> Table:
     table = table_of("training problems: the E-step and what it leaves to train on")
     has_unscorable = any(one.num_unscorable for one in summary.iterations)
     has_left_out = any(one.num_left_out for one in summary.iterations)
+    has_human = any(one.num_human for one in summary.iterations)
     headings = (
         "iteration", "sampled", "correct", "success", "coverage", "distinct", "kept",
-        *(("too long",) if has_left_out else ()), "no answer",
+        *(("human",) if has_human else ()), *(("too long",) if has_left_out else ()), "no answer",
         "truncated", *(("unscorable",) if has_unscorable else ()), "tokens",
     )  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right")
     for one in summary.iterations:
-        if not one.num_sampled:
+        if not one.num_sampled and not one.num_human:
             continue
         values = one.to_json()
         table.add_row(
@@ -473,6 +482,7 @@ def _training_table(summary: RunSummary) -> Table:
             percent(values["coverage"]),
             f"{one.num_distinct:,}",
             f"{one.num_kept:,}",
+            *((f"{one.num_human:,}",) if has_human else ()),
             *((f"{one.num_left_out:,}",) if has_left_out else ()),
             percent(values["no_answer"]),
             percent(values["truncated"]),
@@ -486,7 +496,7 @@ def _time_tables(summary: RunSummary) -> list[Table]:
     """Return how long the kinds of stages took, where anything but measuring was done."""
     if not any(one.seconds.keys() - {"measure"} for one in summary.iterations):
         return []
-    table = table_of("seconds, and which epoch D_val chose (0 is the untrained base)")
+    table = table_of("seconds, and which epoch D_val chose (0 is the untrained model)")
     kinds = ("sample", "judge", "train", "validate", "measure")
     for heading in ("iteration", *kinds, "all", "epoch chosen", "pass@1 on D_val by epoch"):
         table.add_column(heading, justify="right")

@@ -22,7 +22,7 @@ class Base:
         self.name_or_path = name_or_path
         self._source = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.config: PretrainedConfig = AutoConfig.from_pretrained(name_or_path, **self._source)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path, **self._source)
+        self.tokenizer = tokenizer_of(name_or_path, revision, trust_remote_code)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,6 +51,14 @@ class Base:
 
         model = self.read(torch.bfloat16 if is_half else torch.float32, attention)
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+
+
+def tokenizer_of(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model that a recipe names."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        name_or_path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return tokenizer
 
 
 def is_adapted(model: Any) -> bool:

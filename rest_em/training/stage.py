@@ -24,9 +24,10 @@ from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
 from rest_em.storage import append_lines, read_examples, write_json
 from rest_em.training.arguments import choose_attention, choose_packing, training_arguments
-from rest_em.training.base import Base
+from rest_em.training.base import Base, tokenizer_of
 from rest_em.training.checkpoints import Checkpoints
 from rest_em.training.examples import encode_examples, length_limit
+from rest_em.training.retokenized import with_own_tokens
 from rest_em.training.trainer import WeightedTrainer
 from rest_em.usage import Meter, resident_bytes
 
@@ -38,7 +39,8 @@ def main(spec: dict[str, Any]) -> None:
     """Train on D_i; write `output/epoch-1` and on, `training.json` and `steps.jsonl`, and `progress/0.json`.
 
     Args:
-        spec: `model` (name_or_path, revision, trust_remote_code), `examples` (a path), `output` (a folder),
+        spec: `model` (name_or_path, revision, trust_remote_code), `teacher` (the same of the model that
+            sampled, None where it is of the trained one's kind), `examples` (a path), `output` (a folder),
             `training` (the recipe's section), `lora` (LoraConfig's arguments or None), `seed`, `iteration`,
             `progress` (a folder).
 
@@ -56,9 +58,9 @@ def main(spec: dict[str, Any]) -> None:
     arguments = training_arguments(section, output, order_seed)
     meter = Meter(output, arguments.device, resident_bytes_at_start=at_start)
     base = Base(**spec["model"])
-    examples, num_left_out = encode_examples(
-        read_examples(Path(spec["examples"])), base.tokenizer, length_limit(section, base.config)
-    )
+    teacher = None if spec["teacher"] is None else tokenizer_of(**spec["teacher"])
+    own = with_own_tokens(read_examples(Path(spec["examples"])), base.tokenizer, teacher)
+    examples, num_left_out = encode_examples(own, base.tokenizer, length_limit(section, base.config))
     set_seed(arguments.seed)
     longest = max(len(one.token_ids) for one in examples)
     packing = choose_packing(section, base.config, longest)

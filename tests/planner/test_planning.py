@@ -385,3 +385,34 @@ def test_the_plan_is_plain_json(tmp_path: Path) -> None:
     cluster = Cluster(gpu=find_gpu("h100", load_gpus()))
     plan = make_plan(recipe, ProblemSets(recipe), cluster, Launch("single"))
     assert json.loads(json.dumps(to_json(plan), allow_nan=False)) == to_json(plan)
+
+
+def test_the_e_step_is_planned_for_the_teacher_that_draws_it(tmp_path: Path) -> None:
+    large = write_recipe(tmp_path / "large", CONFIG | {"num_hidden_layers": 80}).parent / "model"
+    path = write_recipe(tmp_path / "small")
+    own = _json(path, "--gpu", "h100")
+    teacher = ("--set", f"sampling.model.name_or_path={large}", "--set", "num_iterations=1")
+    distilled = _json(path, "--gpu", "h100", *teacher, "--search")
+    assert distilled["sampling"]["model"] == str(large)
+    assert distilled["sampling"]["peak_bytes"] > 2 * own["sampling"]["peak_bytes"]
+    assert distilled["training"]["peak_bytes"] == own["training"]["peak_bytes"]
+    told = CliRunner().invoke(app, ["plan", str(path), "--gpu", "h100", *teacher]).output
+    assert f"the E-step is drawn by {large}, llama" in told
+
+
+def test_human_solutions_change_how_much_is_trained_on_and_drawn(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    once = ("--gpu", "h100", "--set", "num_iterations=1", "--set", "sampling.num_samples=4")
+
+    def planned(kind: str) -> dict[str, Any]:
+        return _json(path, *once, "--success", "0.5", "--set", f"selection.human_solutions={kind}")
+
+    none, mix, solved, only = map(planned, ("none", "mix", "solved", "only"))
+    num_train = only["training"]["num_examples"]
+    assert none["training"]["num_examples"] == 2 * num_train
+    assert mix["training"]["num_examples"] == 3 * num_train
+    assert solved["training"]["num_examples"] == pytest.approx((1 - 0.5**4) * num_train)
+    spared = none["sampling"]["seconds"] + none["training"]["seconds"] - only["training"]["seconds"]
+    assert none["total"]["seconds"] - only["total"]["seconds"] == pytest.approx(spared)
+    arguments = ["plan", str(path), *once, "--set", "selection.human_solutions=only"]
+    assert "no E-step is drawn: D_1 is of human solutions" in CliRunner().invoke(app, arguments).output
