@@ -58,15 +58,19 @@ def here(fresh: Path, own_environment: None, monkeypatch: pytest.MonkeyPatch) ->
     return _Here()
 
 
-def run(here: _Here, *overrides: str, is_survey: bool = False) -> tuple[str, Ledger]:
-    """Run the tiny recipe to its end; return what it said, and its ledger."""
-    recipe, supervisor = load_recipe(Path("tiny.yaml"), [*BRIEF, *overrides]), here
-    said, ledger = io.StringIO(), Ledger(RUN, is_survey=is_survey)
+def run(
+    here: _Here, *overrides: str, folder: Path = RUN, again: str | None = None, is_survey: bool = False
+) -> tuple[str, Ledger]:
+    """Run the tiny recipe to its end, a stage of it `again`; return what it said, and its ledger."""
+    recipe, said, ledger = load_recipe(Path("tiny.yaml"), [*BRIEF, *overrides]), io.StringIO(), Ledger(folder)
+    if again is not None:
+        ledger.reset(again)
+    supervisor: Any = here
     with Judges() as judges:
-        stages: Any = supervisor
-        place = Workplace(RUN, ledger, stages, judges, Progress(Console(file=said)))
+        ledger = Ledger(folder, is_survey=is_survey)
+        place = Workplace(folder, ledger, supervisor, judges, Progress(Console(file=said)))
         (survey if is_survey else rest_em)(Run(recipe, place, ProblemSets(recipe)))
-    write_status(RUN, "finished")
+    write_status(folder, "finished")
     return said.getvalue(), ledger
 
 
@@ -167,13 +171,24 @@ def test_a_distilled_model_learns_the_teachers_texts_in_its_own_tokens(
     request = read_json(RUN / "iteration-01" / "samples" / "request.json")
     assert request["problems"][0]["prompt"] == "a=bc\n\ntr0="
     examples = read_examples(RUN / "iteration-01" / "dataset.parquet")
-    other = AutoTokenizer.from_pretrained(teacher)
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
     sampled = [one for one in examples if one.finish_reason == "stop_string"]
     assert sampled
-    texts = [other.decode(one.token_ids, skip_special_tokens=True) for one in sampled]
+    texts = [tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in sampled]
     assert texts == [one.text for one in sampled], "D_1 has what was sampled"
     lengths = [len(tiny_tokenizer.encode(one.text, add_special_tokens=False)) + 1 for one in examples]
     assert results(ledger)["iteration-01/training"]["num_tokens"] == sum(lengths)
+    # Its copy trains on the human solutions of the problems that it solved, and draws no E-step again.
+    copy, start = RUN.with_name("human"), "iteration-01/dataset"
+    shutil.copytree(RUN, copy)
+    here.specs.clear()
+    solved = ("selection.human_solutions=solved", "problems.solution=question")
+    run(here, named, "prompt.teacher={examples: examples.jsonl}", *solved, folder=copy, again=start)
+    assert "iteration-01-train" in here.specs
+    assert not [label for label in here.specs if label.startswith(("iteration-00", "iteration-01-sample"))]
+    other = read_examples(copy / "iteration-01" / "dataset.parquet")
+    assert [one.problem_id for one in other] == list(dict.fromkeys(one.problem_id for one in examples))
+    assert {one.index for one in other} == {None}
 
 
 def test_equal_tokenizers_share_token_ids_and_the_end_is_the_students(

@@ -750,6 +750,10 @@ def test_a_folder_without_a_checkpoint_is_no_model_and_has_no_revision(load: Loa
     ]
 
 
+def test_a_pattern_of_files_is_no_file_that_is_missing(load: Load) -> None:
+    check_files(load(text=MINIMAL.replace("train.jsonl", "'a/*/*.json'").replace("test.jsonl", "'b?.csv'")))
+
+
 def test_files_that_are_there_and_hub_ids_pass(load: Load, tmp_path: Path) -> None:
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).touch()

@@ -76,7 +76,6 @@ def _spec(
     defaults = {"global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False}
     return {
         "model": {"name_or_path": str(model), "revision": None, "trust_remote_code": False},
-        "teacher": None,
         "examples": str(folder / "dataset.parquet"),
         "output": str(folder / "policy"),
         "training": {**defaults, **training},

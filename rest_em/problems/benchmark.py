@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from rest_em.errors import ProblemError
 from rest_em.problems.loading import id_of, reference_of
 from rest_em.problems.prompts import Prompt, resolve_variant
-from rest_em.problems.rows import Row, all_rows, column_of, is_pattern, read_rows, wanted_rows
-from rest_em.recipe import Eval, EvalProblems, ProblemSource
+from rest_em.problems.rows import Row, all_rows, column_of, read_rows, wanted_rows
+from rest_em.recipe import Eval, EvalProblems, ProblemSource, is_pattern
 from rest_em.types import Problem
 
 

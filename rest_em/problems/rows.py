@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rest_em.errors import ProblemError
-from rest_em.recipe import ProblemSource, Range, nearest
+from rest_em.recipe import ProblemSource, Range, is_pattern, nearest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -91,11 +91,6 @@ def _read_files(source: ProblemSource) -> Sequence[Row]:
             name = file.relative_to(above).as_posix().removesuffix("".join(file.suffixes))
             rows.append(Row(row.place, {**row.columns, "file": name}))
     return rows
-
-
-def is_pattern(path: str) -> bool:
-    """Say whether a path stands for several files."""
-    return any(one in path for one in "*?[")
 
 
 def _is_wanted(row: Row, column: str, wanted: Any) -> bool:

@@ -29,6 +29,7 @@ from rest_em.recipe.sections import (
     SelectionSection,
     TrackingSection,
     TrainingSection,
+    is_pattern,
 )
 from rest_em.recipe.shipped import copy_eval, find_eval, find_shipped, shipped
 
@@ -62,6 +63,7 @@ __all__ = [
     "dump_recipe",
     "find_eval",
     "find_shipped",
+    "is_pattern",
     "load_eval",
     "load_model_section",
     "load_recipe",

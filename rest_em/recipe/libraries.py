@@ -196,11 +196,17 @@ def _is_installed(package: str) -> bool:
 def check_files(recipe: Recipe) -> None:
     """Check that the files and folders that a recipe names are there; hub ids are not looked up.
 
+    What a pattern of files matches is found, or missed, where they are read.
+
     Raises:
         RecipeError: one line for each that is missing.
     """
     named = {f"problems.{key}.path": source for key, source in recipe.problems.sources().items()}
-    paths = {key: source.path for key, source in named.items() if source.is_file or _is_path(source.path)}
+    paths = {
+        key: source.path
+        for key, source in named.items()
+        if (source.is_file or _is_path(source.path)) and not source.is_pattern
+    }
     for where, variant in recipe.prompt.variants().items():
         if variant.examples is not None:
             paths[dotted(("prompt", *where, "examples"))] = variant.examples

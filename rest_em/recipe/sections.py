@@ -29,6 +29,11 @@ _PROMPT_NAME = re.compile(r"(?!epoch-[0-9]+$)[A-Za-z0-9_(-][A-Za-z0-9 ._()-]{0,9
 """Names a folder beside those of the checkpoints, `epoch-1` and on."""
 
 
+def is_pattern(path: str) -> bool:
+    """Say whether a path stands for several files."""
+    return any(one in path for one in "*?[")
+
+
 def refuse_contradictions(contradictions: list[Contradiction]) -> None:
     """Tell pydantic of keys that cannot be used together; `loading` gives each its line."""
     if contradictions:
@@ -96,6 +101,11 @@ class ProblemSource(Section):
     def is_file(self) -> bool:
         """Whether the path is that of local files, by its suffix."""
         return self.path.lower().endswith(LOCAL_SUFFIXES)
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the path stands for several files."""
+        return is_pattern(self.path)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

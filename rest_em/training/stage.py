@@ -39,8 +39,8 @@ def main(spec: dict[str, Any]) -> None:
     """Train on D_i; write `output/epoch-1` and on, `training.json` and `steps.jsonl`, and `progress/0.json`.
 
     Args:
-        spec: `model` (name_or_path, revision, trust_remote_code), `teacher` (the same of the model that
-            sampled, None where it is of the trained one's kind), `examples` (a path), `output` (a folder),
+        spec: `model` (name_or_path, revision, trust_remote_code), perhaps `teacher` (the same of
+            another model that sampled), `examples` (a path), `output` (a folder),
             `training` (the recipe's section), `lora` (LoraConfig's arguments or None), `seed`, `iteration`,
             `progress` (a folder).
 
@@ -58,7 +58,7 @@ def main(spec: dict[str, Any]) -> None:
     arguments = training_arguments(section, output, order_seed)
     meter = Meter(output, arguments.device, resident_bytes_at_start=at_start)
     base = Base(**spec["model"])
-    teacher = None if spec["teacher"] is None else tokenizer_of(**spec["teacher"])
+    teacher = tokenizer_of(**spec["teacher"]) if spec.get("teacher") else None
     own = with_own_tokens(read_examples(Path(spec["examples"])), base.tokenizer, teacher)
     examples, num_left_out = encode_examples(own, base.tokenizer, length_limit(section, base.config))
     set_seed(arguments.seed)
