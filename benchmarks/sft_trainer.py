@@ -1,8 +1,8 @@
-"""The M-step beside TRL's SFTTrainer: trained solution tokens a second, same model, tokens and settings, one run.
+"""The M-step beside TRL's SFTTrainer: trained solution tokens a second, same model, tokens and settings.
 
     python benchmarks/sft_trainer.py models/SmolLM2-135M-Instruct [--num-repeats 1]
 
-Two kinds of examples: short prompts with solutions of unlike length, and the paper's kind, four worked examples
+Two kinds of examples: short prompts with solutions of unlike length, and the paper's, four worked examples
 before each problem and four solutions a problem. Either side trains on the same token ids from the same
 weights in fp32 with the same global batch, micro-batch, optimiser and learning rate, without activation
 checkpointing (TRL's own default is to checkpoint) and in a process of its own, one after the other. TRL is
