@@ -421,6 +421,8 @@ def _train(
         "lora": recipe.lora,
         "seed": recipe.seed,
     }
+    if recipe.quantization is not None:
+        inputs["quantization"] = recipe.quantization
     stage = Stage(f"iteration-{iteration:02d}/training", inputs, after=(selected, *start.made_by))
     output = run.folder / stage.name
     result = run.ledger.result(stage)
@@ -470,6 +472,7 @@ def _run_training(run: Run, start: PromptedPolicy, dataset: Path, stage: Stage, 
         "output": str((run.folder / stage.name).resolve()),
         "training": recipe.training.model_dump(mode="json"),
         "lora": recipe.lora,
+        "quantization": recipe.quantization,
         "seed": recipe.seed,
         "iteration": iteration,
         "progress": str(progress.resolve()),

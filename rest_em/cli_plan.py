@@ -60,7 +60,7 @@ def plan(
     ] = "none",
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="In place of the recipe's: full, lora or qlora (planned only)."),
+        typer.Option(metavar="NAME", help="In place of the recipe's: full, lora or qlora."),
     ] = None,
     success: Annotated[
         float | None, typer.Option(metavar="RATE", help="Expected share of correct solutions, 0 to 1.")

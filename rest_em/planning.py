@@ -20,7 +20,7 @@ from rest_em.batches import divide_global_batch
 from rest_em.errors import PlanError
 from rest_em.packs import FAMILIES, MIN_SHARED_TOKENS
 from rest_em.planner.adapters import adapter_of
-from rest_em.planner.candidates import LORA
+from rest_em.planner.candidates import LORA, NF4
 from rest_em.planner.hardware import Cluster
 from rest_em.planner.inventory import weights_of
 from rest_em.planner.plan import Plan, mean_padded, plan_sampling, plan_training, weight_bytes
@@ -477,7 +477,9 @@ def training_setup(
     # them.
     is_cast = precision == "bf16" and launch.strategy != "zero3"
     if method is None:
-        method = "full" if recipe.lora is None else "lora"
+        method = "full" if recipe.lora is None else "lora" if recipe.quantization is None else "qlora"
+    if method == "qlora" and (recipe.quantization or NF4).get("load_in_8bit"):
+        raise PlanError("quantization.load_in_8bit: a base of 8 bits is not planned for, one of 4 is")
     adapter = None
     if method != "full":
         adapter = adapter_of(recipe.lora or LORA, shape, 2 if is_cast else 4)
@@ -543,7 +545,11 @@ def overrides_of(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         found |= {f"training.{key}": False for key in keys}
     if setup.method == "full" and recipe.lora is not None:
         found["lora"] = None
-    if setup.method == "lora" and recipe.lora is None:
+    if setup.method != "qlora" and recipe.quantization is not None:
+        found["quantization"] = None
+    if setup.method == "qlora" and recipe.quantization is None:
+        found |= {f"quantization.{name}": value for name, value in NF4.items()}
+    if setup.method != "full" and recipe.lora is None:
         found |= {f"lora.{name}": value for name, value in LORA.items()}
     return found
 

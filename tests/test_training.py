@@ -44,6 +44,7 @@ from rest_em.usage import Usage, joint_usage
 
 PLAIN_STEPS = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 """Steps as long as the gradient: a wrong scale of the loss shows, which AdamW and clipping would hide."""
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 TWINS = ["ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu", "zero3_offload_cpu"]
 """Launch files of two processes on a CPU."""
@@ -70,7 +71,13 @@ def _examples(number: int) -> list[TrainingExample]:
 
 
 def _spec(
-    folder: Path, model: Path, examples: list[TrainingExample], *, lora: Any = None, **training: Any
+    folder: Path,
+    model: Path,
+    examples: list[TrainingExample],
+    *,
+    lora: Any = None,
+    quantization: Any = None,
+    **training: Any,
 ) -> dict[str, Any]:
     write_examples(folder / "dataset.parquet", examples)
     defaults = {"global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False}
@@ -80,6 +87,7 @@ def _spec(
         "output": str(folder / "policy"),
         "training": {**defaults, **training},
         "lora": lora,
+        "quantization": quantization,
         "seed": 3,
         "iteration": 1,
         "progress": str(folder / "progress"),
@@ -87,10 +95,16 @@ def _spec(
 
 
 def _train(
-    folder: Path, model: Path, examples: list[TrainingExample], *, lora: Any = None, **training: Any
+    folder: Path,
+    model: Path,
+    examples: list[TrainingExample],
+    *,
+    lora: Any = None,
+    quantization: Any = None,
+    **training: Any,
 ) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    main(_spec(folder, model, examples, lora=lora, **training))
+    main(_spec(folder, model, examples, lora=lora, quantization=quantization, **training))
     result: dict[str, Any] = read_json(folder / "policy" / "training.json")
     return result
 
@@ -396,14 +410,26 @@ def test_what_an_interrupted_attempt_left_is_replaced(tmp_path: Path, tiny_model
     assert not (tmp_path / "policy" / ".epoch-1").exists()
 
 
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["lora", "qlora"])
 def test_an_adapter_is_kept_small_and_merged_beside_and_the_base_is_untouched(
-    tmp_path: Path, tiny_model_folder: Path
+    tmp_path: Path, tiny_model_folder: Path, quantization: Any
 ) -> None:
     def base_hash() -> str:
         return hashlib.sha256((tiny_model_folder / "model.safetensors").read_bytes()).hexdigest()
 
     before = base_hash()
-    _train(tmp_path, tiny_model_folder, _examples(16), lora=LORA, learning_rate=1e-2)
+    kinds = set()
+
+    def note(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        kinds.add(type(module).__name__)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(note)
+    result = _train(
+        tmp_path, tiny_model_folder, _examples(16), lora=LORA, quantization=quantization, learning_rate=1e-2
+    )
+    hook.remove()
+    assert ("Linear4bit" in kinds) == (quantization is not None)
+    assert result["loss"][1] < result["loss"][0]
     assert base_hash() == before
     folder = tmp_path / "policy" / "epoch-2"
     base = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
@@ -416,6 +442,20 @@ def test_an_adapter_is_kept_small_and_merged_beside_and_the_base_is_untouched(
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert all("lora_" in name for name in adapter)
+
+
+def test_a_quantised_base_is_refused_under_deepspeed(tmp_path: Path, tiny_model_folder: Path) -> None:
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    ports = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    os.environ |= ports
+    with pytest.raises(TrainingError, match=r"not trained with DeepSpeed.* launch it with launch/ddp.yaml"):
+        _train(tmp_path, tiny_model_folder, _examples(8), lora=LORA, quantization=NF4)
 
 
 def test_a_tuned_model_has_learned_its_solutions_and_to_stop(tmp_path: Path, tiny_model_folder: Path) -> None:

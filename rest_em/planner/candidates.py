@@ -40,6 +40,8 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafac
 """Tried beside the recipe's."""
 LORA: Mapping[str, int | str] = {"r": 16, "target_modules": "all-linear"}
 """The adapters that are tried where a recipe trains all weights."""
+NF4: Mapping[str, bool | str] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+"""How the base below them is quantised where a recipe does not."""
 
 Setup = TypeVar("Setup", SamplingSetup, TrainingSetup)
 
@@ -252,8 +254,8 @@ def _spare(states: ModelStates, moments: Sequence[Moment], setup: TrainingSetup,
 
 def obstacle_of(setup: TrainingSetup) -> str | None:
     """Return why rest_em cannot train like this yet; None where it can."""
-    if setup.method == "qlora":
-        return "rest_em does not quantise a base model"
+    if setup.method == "qlora" and setup.strategy.startswith("zero"):
+        return "a quantised base is not trained with DeepSpeed, whose ranks would share out adapters alone"
     if "nvme" in (setup.offload_optimizer, setup.offload_param):
         return "NVMe takes an operator that DeepSpeed compiles and a folder, and launch/zero_infinity.yaml"
     if "8bit" in setup.optim or setup.optim.startswith("paged"):

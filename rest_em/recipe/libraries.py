@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import importlib.util
+import inspect
 import json
 import operator
 import types
@@ -34,7 +35,7 @@ _NEED_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
 def check_library_keys(recipe: Recipe) -> None:
-    """Check `training` against transformers' TrainingArguments, and `lora` against peft's LoraConfig.
+    """Check `training`, `lora` and `quantization` against the library's class that each is for.
 
     Imports the installed ones, and with them torch, only where the recipe has such keys.
 
@@ -57,8 +58,33 @@ def check_library_keys(recipe: Recipe) -> None:
 
         wrong = [*_wrong_keys(recipe, "lora", recipe.lora, _annotations(LoraConfig, OWNED_LORA_KEYS))]
         lines += wrong or _unusable_adapter(recipe, recipe.lora)
+    if recipe.quantization:
+        lines += _wrong_quantization(recipe, recipe.quantization)
     if lines:
         raise RecipeError("\n".join(lines))
+
+
+def _wrong_quantization(recipe: Recipe, values: Mapping[str, Any]) -> Iterator[str]:
+    """Hold `quantization` against transformers' BitsAndBytesConfig, which takes any key, and make one."""
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield (
+            f"{recipe.place('quantization')}: quantization takes bitsandbytes, which is not installed; "
+            "pip install 'rest_em[qlora]'"
+        )
+    known = dict.fromkeys(set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"})
+    unknown = [key for key in values if key not in known]
+    for key in unknown:
+        near = nearest(key, known)
+        advice = f"did you mean {near}?" if near else "transformers' BitsAndBytesConfig has none of that name"
+        name = f"quantization.{key}"
+        yield f"{recipe.place(name)}: unknown key {name}; {advice}"
+    if not unknown:
+        try:
+            BitsAndBytesConfig(**values)  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError, AttributeError) as error:
+            yield f"{recipe.place('quantization')}: quantization: {' '.join(str(error).split())}"
 
 
 def _annotations(library_class: type, owned: Mapping[str, str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Every setting of a run, typed and strict. This module is the reference of the YAML.
 
-Sections are `model, problems, prompt, reward, sampling, selection, training, lora, evaluation, tracking`;
-names inside are those of the library that uses them (transformers' GenerationConfig and TrainingArguments,
-peft's LoraConfig). Left out: reading the YAML (`loading`), the keys that only the libraries know
-(`libraries`), and whether files, columns, rewards and models are there, which `rest_em check` tries.
+Sections are `model, problems, prompt, reward, sampling, selection, training, lora, quantization, evaluation,
+tracking`; names inside are those of the library that uses them (transformers' GenerationConfig,
+TrainingArguments and BitsAndBytesConfig, peft's LoraConfig). Left out: reading the YAML (`loading`), the keys
+that only the libraries know (`libraries`), and whether files, columns, rewards and models are there, which
+`rest_em check` tries.
 """
 
 from __future__ import annotations
@@ -577,6 +578,8 @@ class Recipe(Section):
     """The M-step."""
     lora: dict[str, Any] | None = None
     """peft's LoraConfig, passed through; None trains all weights."""
+    quantization: dict[str, Any] | None = None
+    """transformers' BitsAndBytesConfig, passed through, for the base below the adapters of `lora` (QLoRA)."""
     evaluation: EvaluationSection = EvaluationSection()
     """How policies are measured."""
     tracking: TrackingSection = TrackingSection()
@@ -597,8 +600,25 @@ class Recipe(Section):
         if self.run_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.run_name):
             text = f"is {self.run_name!r}; letters, digits, dots, dashes and underscores are wanted"
             refuse_contradictions([(("run_name",), text)])
-        refuse_contradictions([*self._repeated_iterations(), *self._idle_teacher()])
+        refuse_contradictions(
+            [*self._repeated_iterations(), *self._idle_teacher(), *self._trained_quantised()]
+        )
         return self
+
+    def _trained_quantised(self) -> Iterator[Contradiction]:
+        """Say so where quantised weights would be trained themselves, or nothing be quantised."""
+        if self.quantization is None:
+            return
+        if self.lora is None:
+            yield (
+                ("quantization",),
+                "is given and lora is not: quantised weights cannot be trained; give lora",
+            )
+        if not (self.quantization.get("load_in_4bit") or self.quantization.get("load_in_8bit")):
+            yield (
+                ("quantization",),
+                "quantises nothing; give load_in_4bit: true (QLoRA) or load_in_8bit: true",
+            )
 
     def _repeated_iterations(self) -> Iterator[Contradiction]:
         """Say so where every iteration would train on what the first one does."""

@@ -20,17 +20,21 @@ EAGER_MAX_LENGTH = 128
 """Tokens up to which a CPU's eager attention beats SDPA; its memory grows with the square."""
 
 
+def uses_deepspeed() -> bool:
+    """Say whether the launch file chooses DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def training_arguments(section: TrainingSection, output: Path, order_seed: str) -> TrainingArguments:
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     per_device, accumulation = divide_global_batch(
         section.global_batch_size, num_ranks, section.per_device_train_batch_size
     )
-    uses_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     device = device_type()
     is_on_cpu = device == "cpu"
     bf16 = has_native_bfloat16(device) if section.bf16 == "auto" else section.bf16
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
-    if uses_deepspeed:
+    if uses_deepspeed():
         _prepare_deepspeed(accumulation, is_on_cpu=is_on_cpu)
     defaults = {
         "train_sampling_strategy": "group_by_length",
@@ -38,7 +42,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         "ddp_broadcast_buffers": False,
     }
     # transformers refuses bf16 on a CPU unless use_cpu is set, which would turn DeepSpeed off.
-    is_bf16_refused = uses_deepspeed and is_on_cpu
+    is_bf16_refused = uses_deepspeed() and is_on_cpu
     arguments = TrainingArguments(
         **{**defaults, **(section.model_extra or {})},
         output_dir=str(output),
@@ -48,7 +52,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         learning_rate=section.learning_rate,
         bf16=bf16 and not is_bf16_refused,
         seed=random.Random(order_seed).getrandbits(31),
-        use_cpu=is_on_cpu and not uses_deepspeed,
+        use_cpu=is_on_cpu and not uses_deepspeed(),
         ddp_backend="gloo" if is_on_cpu and num_ranks > 1 else None,
         save_strategy="no",
         logging_strategy="steps",
@@ -57,7 +61,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         report_to="none",
         disable_tqdm=True,
     )
-    if uses_deepspeed:
+    if uses_deepspeed():
         # Where the optimiser is offloaded, torch's own steps on the host: as quick as DeepSpeed's, which
         # would have to be compiled; see docs/launch.md.
         assert arguments.deepspeed_plugin is not None, "TrainingArguments heeds ACCELERATE_USE_DEEPSPEED"

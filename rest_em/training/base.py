@@ -9,6 +9,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,26 +31,54 @@ class Base:
         dtype = self.config.dtype
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
-    def read(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+    def read(
+        self,
+        dtype: torch.dtype,
+        attention: str | None = None,
+        quantization: BitsAndBytesConfig | None = None,
+    ) -> PreTrainedModel:
         """Return the model; under ZeRO-3 a rank holds its share only."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.name_or_path, dtype=dtype, attn_implementation=attention, **self._source
+            self.name_or_path,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            **self._source,
         )
         return model
 
-    def trainable_model(self, lora: dict[str, Any] | None, *, is_half: bool, attention: str | None) -> Any:
+    def trainable_model(
+        self,
+        lora: dict[str, Any] | None,
+        quantization: dict[str, Any] | None,
+        *,
+        is_half: bool,
+        attention: str | None,
+    ) -> Any:
         """Return the model with fp32 weights, or frozen with fp32 adapters on it.
 
         Args:
             lora: peft's LoraConfig, or None to train all weights.
+            quantization: transformers' BitsAndBytesConfig for a frozen base, computed with in the precision
+                that `is_half` says unless it says another; None leaves the base as it is.
             is_half: whether a frozen base is held in bfloat16.
             attention: transformers' `attn_implementation`, None for the model's own choice.
         """
         if lora is None:
             return self.read(torch.float32, attention)
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-        model = self.read(torch.bfloat16 if is_half else torch.float32, attention)
+        dtype = torch.bfloat16 if is_half else torch.float32
+        if quantization is None:
+            model: Any = self.read(dtype, attention)
+        else:
+            config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+                **{"bnb_4bit_compute_dtype": dtype, **quantization}
+            )
+            # What is not quantised (norms, embeddings, the head) is held in fp32.
+            model = prepare_model_for_kbit_training(
+                self.read(dtype, attention, config), use_gradient_checkpointing=False
+            )
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
 
 

@@ -23,7 +23,7 @@ from rest_em.points import STEPS
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
 from rest_em.storage import append_lines, read_examples, write_json
-from rest_em.training.arguments import choose_attention, choose_packing, training_arguments
+from rest_em.training.arguments import choose_attention, choose_packing, training_arguments, uses_deepspeed
 from rest_em.training.base import Base, tokenizer_of
 from rest_em.training.checkpoints import Checkpoints
 from rest_em.training.examples import encode_examples, length_limit
@@ -41,8 +41,8 @@ def main(spec: dict[str, Any]) -> None:
     Args:
         spec: `model` (name_or_path, revision, trust_remote_code), perhaps `teacher` (the same of
             another model that sampled), `examples` (a path), `output` (a folder),
-            `training` (the recipe's section), `lora` (LoraConfig's arguments or None), `seed`, `iteration`,
-            `progress` (a folder).
+            `training` (the recipe's section), `lora` (LoraConfig's arguments or None), perhaps
+            `quantization` (BitsAndBytesConfig's), `seed`, `iteration`, `progress` (a folder).
 
     Every rank keeps what it took in `output/usage`.
 
@@ -52,6 +52,11 @@ def main(spec: dict[str, Any]) -> None:
     started, at_start = time.monotonic(), resident_bytes()
     if device_type() == "cpu":
         keep_freed_memory()
+    if spec.get("quantization") and uses_deepspeed():
+        raise TrainingError(
+            "quantization: a quantised base is not trained with DeepSpeed, whose ranks would share out "
+            "adapters alone; launch it with launch/ddp.yaml or launch/single_gpu.yaml"
+        )
     section = TrainingSection.model_validate(spec["training"])
     output = Path(spec["output"])
     order_seed = f"{spec['seed']}/{spec['iteration']}"
@@ -65,7 +70,9 @@ def main(spec: dict[str, Any]) -> None:
     longest = max(len(one.token_ids) for one in examples)
     packing = choose_packing(section, base.config, longest)
     attention = None if packing.is_packed else choose_attention(longest)
-    model = base.trainable_model(spec["lora"], is_half=arguments.bf16, attention=attention)
+    model = base.trainable_model(
+        spec["lora"], spec.get("quantization"), is_half=arguments.bf16, attention=attention
+    )
     trainer = WeightedTrainer(model, arguments, examples, order_seed, packing)
     checkpoints = Checkpoints(trainer, base, output)
     journal = Journal(Path(spec["progress"]) / "0.json", output / STEPS, checkpoints.save)
