@@ -112,6 +112,7 @@ def _plan(shape: ModelShape) -> Plan:
         num_iterations=3,
         evaluation_share=0.1,
         base_share=0.1,
+        save_seconds=900.0,
     )
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rest_em.storage import read_json, write_examples
 from rest_em.training.stage import main as train
 from rest_em.types import TrainingExample
+from rest_em.usage import joint_usage
 
 PROBLEMS = Path(__file__).parents[1] / "recipes" / "quickstart" / "train.jsonl"
 SHAPES = ((8, 40), (16, 40), (8, 80), (4, 160), (2, 320))
@@ -93,12 +94,14 @@ def measure_stage(folder: str, number: int, per_device: int) -> None:
                 "seed": 0,
                 "iteration": 1,
                 "progress": str(scratch / "progress"),
+                "stop": str(scratch / "stop"),
             }
         )
-        result = read_json(scratch / "policy" / "training.json")
+        result, usage = read_json(scratch / "policy" / "training.json"), joint_usage(scratch / "policy")
+        assert usage is not None
         print(
             f"stage, {per_device} examples a pass: {number} examples, {result['num_steps']} steps, "
-            f"{result['num_tokens']} solution tokens in {result['seconds']:.1f} s, "
+            f"{result['num_tokens']} solution tokens in {usage.seconds:.1f} s, "
             f"{time.process_time() - processor:.1f} s of processor",
             flush=True,
         )

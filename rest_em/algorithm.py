@@ -35,8 +35,9 @@ from rest_em.run import PromptedPolicy, Run
 from rest_em.samples import Decoding
 from rest_em.selection import select
 from rest_em.storage import content_hash, read_json, write_examples
+from rest_em.training.saved import NOTE, remove_saved
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
-from rest_em.usage import usage_entry
+from rest_em.usage import joint_usage, usage_entry
 
 SPEED_SETTINGS = (
     "activation_checkpointing", "dataloader_", "ddp_", "gradient_checkpointing", "logging_", "packing",
@@ -44,7 +45,7 @@ SPEED_SETTINGS = (
 )  # fmt: skip
 """What settings that begin so change is how an M-step goes, and not what comes of it."""
 NO_SETTINGS_OF_THE_WEIGHTS = (
-    "checkpoint_choice", "per_device_train_batch_size", "skip_memory_metrics", "train_from",
+    "checkpoint_choice", "per_device_train_batch_size", "save_seconds", "skip_memory_metrics", "train_from",
 )  # fmt: skip
 """Nor do these; whether `train_from` does depends on the iteration, see `_start_inputs`."""
 
@@ -408,6 +409,8 @@ def _train(
 ) -> tuple[Stage, list[Path]]:
     """Tune a model on D_i; return the stage and one checkpoint an epoch.
 
+    What an attempt with the same inputs left is gone on from, and what any other left is removed.
+
     Args:
         start: what is tuned; the stages that made it are before this one.
         needs_checkpoints: train again if one is gone. All but the chosen one go with the choice, and a
@@ -431,11 +434,22 @@ def _train(
         result = None
     if result is None:
         started = time.monotonic()
-        shutil.rmtree(output, ignore_errors=True)
-        _run_training(run, start, path, stage, iteration=iteration)
+        for change in run.ledger.begin_anew(stage):
+            run.place.progress.say(f"{stage.name}: begins again: {change}")
+        earlier = joint_usage(output)
+        if not _is_trained(output):
+            _run_training(run, start, path, stage, iteration=iteration)
         trained = read_json(output / "training.json") | usage_entry(output)
-        result = run.ledger.append(stage, trained, seconds=time.monotonic() - started)
+        remove_saved(output)
+        seconds = time.monotonic() - started + (earlier.seconds if earlier else 0.0)
+        result = run.ledger.append(stage, trained, seconds=seconds)
     return stage, [output / name for name in result["checkpoints"]]
+
+
+def _is_trained(output: Path) -> bool:
+    """Say whether an M-step has ended, and the run was killed before its ledger knew."""
+    path = output / "training.json"
+    return path.exists() and not _is_any_gone(output, read_json(path)["checkpoints"])
 
 
 def _is_any_gone(output: Path, checkpoints: Sequence[str]) -> bool:
@@ -457,6 +471,11 @@ def _start_inputs(start: PromptedPolicy) -> dict[str, str]:
 
 
 def _run_training(run: Run, start: PromptedPolicy, dataset: Path, stage: Stage, *, iteration: int) -> None:
+    """Run the stage; where the run is asked to leave, the stage does so itself, once it has saved.
+
+    Raises:
+        RunInterruptedError: it was asked to.
+    """
     recipe, progress = run.recipe, run.folder / "logs" / "progress"
     steps = Steps(run.folder, stage.name, stage.fingerprint)
     shutil.rmtree(progress, ignore_errors=True)
@@ -476,18 +495,24 @@ def _run_training(run: Run, start: PromptedPolicy, dataset: Path, stage: Stage, 
         "seed": recipe.seed,
         "iteration": iteration,
         "progress": str(progress.resolve()),
+        "stop": str(run.place.stop.resolve()),
     }
+    title = f"iteration-{iteration:02d}: train"
 
     def show() -> None:
-        run.place.leave_if_asked()
         steps.copy()
+        if (progress / NOTE).exists():
+            run.place.progress.say(f"{title}: {read_json(progress / NOTE)}")
+            (progress / NOTE).unlink()
         if (progress / "0.json").exists():
             so_far = read_json(progress / "0.json")
             run.place.progress.advance_to(so_far["done"], f"loss {so_far['loss']:.3f}", total=so_far["total"])
 
-    with run.place.progress.stage(f"iteration-{iteration:02d}: train", 0, "steps"):
+    with run.place.progress.stage(title, 0, "steps"):
         run.place.supervisor.run("train", spec, label=f"iteration-{iteration:02d}-train", meanwhile=show)
-    steps.copy()
+        steps.copy()
+        if not (run.folder / stage.name / "training.json").exists():
+            run.place.leave()
 
 
 def _keep_chosen(folder: Path, chosen: int) -> None:

@@ -234,8 +234,25 @@ class Ledger:
             if changes:
                 raise RecipeChangedError(self._refusal("begun", {stage.name: changes}), [stage.name])
             _remove(path.parent)
+        self._write_begun(stage)
+
+    def begin_anew(self, stage: Stage) -> list[str]:
+        """As `begin`, but an attempt with other inputs gives way: what it left is removed.
+
+        Returns:
+            The changes of its inputs since; none where there was no such attempt.
+        """
+        path = self.folder / stage.name / "stage.json"
+        begun = read_json(path) if path.exists() else None
+        if begun is None or begun["fingerprint"] != stage.fingerprint:
+            _remove(path.parent)
+        self._write_begun(stage)
+        return [] if begun is None else difference(begun["inputs"], stage.inputs)
+
+    def _write_begun(self, stage: Stage) -> None:
         after = [before.name for before in stage.after]
-        write_json(path, {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs), "after": after})
+        value = {"fingerprint": stage.fingerprint, "inputs": dict(stage.inputs), "after": after}
+        write_json(self.folder / stage.name / "stage.json", value)
 
     def _comes_of(self, name: str, sources: set[str]) -> bool:
         record = self._records.get(name)

@@ -266,6 +266,7 @@ def make_plan(
         is_drawn=recipe.selection.human_solutions != "only",
         evaluation_share=_evaluation_share(recipe, workload, recipe.training.num_train_epochs),
         base_share=_evaluation_share(recipe, workload, len(base_variants(recipe.prompt))),
+        save_seconds=recipe.training.save_seconds,
     )
 
 

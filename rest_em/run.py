@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rest_em.errors import RunInterruptedError
 from rest_em.ledger import Ledger, Stage
@@ -89,16 +89,28 @@ class Workplace:
     judges: Judges
     progress: Progress
 
+    @property
+    def stop(self) -> Path:
+        """The file that asks to leave."""
+        return self.folder / "stop"
+
     def leave_if_asked(self) -> None:
         """End the work if a file `stop` lies in the folder.
 
         Raises:
             RunInterruptedError: there is one; it is removed, so that the same command goes on.
         """
-        stop = self.folder / "stop"
-        if stop.exists():
-            stop.unlink()
-            raise RunInterruptedError(f"{stop}: asked to stop; the same command goes on from here")
+        if self.stop.exists():
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """End the work, which was asked for.
+
+        Raises:
+            RunInterruptedError: always; the file that asked is removed, so that the same command goes on.
+        """
+        self.stop.unlink(missing_ok=True)
+        raise RunInterruptedError(f"{self.stop}: asked to stop; the same command goes on from here")
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for written in sorted(temporary.rglob("*"), reverse=True):
-            _flush_to_disk(written)
+        flush_folder(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
@@ -95,6 +94,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until a folder is on disk, with all that is in it."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _flush_to_disk(path)
+    _flush_to_disk(folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,12 @@ def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choic
     assert training.num_runs == 2
     assert run.ledger.result(scored) is None, "what the checkpoints scored that are gone says nothing"
     assert all(path.exists() for path in checkpoints)
+    (run.folder / "ledger.jsonl").unlink()  # killed at the end of the stage, before the ledger knew
+    (run.folder / stage.name / "checkpoint-9").mkdir()
+    late = replace(run, place=replace(run.place, ledger=Ledger(run.folder)))
+    assert _train(late, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
+    assert training.num_runs == 2
+    assert not (run.folder / stage.name / "checkpoint-9").exists()
 
 
 def test_what_is_tuned_is_the_base_or_the_previous_policy_on_which_the_stage_then_depends(

@@ -260,6 +260,20 @@ def test_a_stage_that_was_begun_with_other_inputs_is_refused(tmp_path: Path) -> 
         Ledger(tmp_path).begin(with_inputs(SAMPLES, {"sampling": {"temperature": 1.0, "stop": ["a"]}}))
 
 
+def test_a_stage_that_gives_way_keeps_only_what_the_same_inputs_have_left(tmp_path: Path) -> None:
+    left, ledger = tmp_path / TRAINING.name / "file", Ledger(tmp_path)
+    left.parent.mkdir(parents=True)
+    left.touch()  # by nobody knows which inputs
+    assert ledger.begin_anew(TRAINING) == []
+    assert not left.exists()
+    left.touch()
+    assert ledger.begin_anew(TRAINING) == []
+    assert left.exists()
+    changed = with_inputs(TRAINING, {"training": {"learning_rate": 0.5}})
+    assert ledger.begin_anew(changed)[0] == "training.learning_rate: 0.001 -> 0.5"
+    assert not left.exists()
+
+
 def test_work_of_a_policy_that_has_been_trained_again_is_dropped(tmp_path: Path) -> None:
     Ledger(tmp_path).begin(NEXT)
     (tmp_path / NEXT.name / "file").touch()

@@ -112,11 +112,12 @@ def fed_and_not_noted(cwd: Path) -> Counter[tuple[str, int]]:
 
 
 def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Path) -> None:
-    command = launch("run", "tiny.yaml")
+    command = launch("run", "tiny.yaml", "--set", "training.save_seconds=0")
     report_to_tensorboard(fresh)
     tracked = fresh / RUN / "tracking"
     tracked.mkdir(parents=True)
     (tracked / "tensorboard").touch()  # is in the way of the tracker's folder, which then fails
+    m_step = fresh / RUN / "iteration-01" / "training"
     with started(command, fresh) as process:
         wait_until((fresh / RUN / "status.json").exists, process)
         second = finish(command, fresh)
@@ -130,7 +131,7 @@ def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Pa
     assert status["state"] == "interrupted"
     assert status["message"] == "interrupted by SIGTERM; the same command goes on from here"
     with started(command, fresh) as process:
-        wait_until(lambda: runs_stage(fresh, "train"), process)
+        wait_until((m_step / "checkpoint.json").exists, process)
         (fresh / RUN / "stop").touch()
         said, _ = process.communicate(timeout=60)
         assert process.returncode == EXIT_INTERRUPTED
@@ -139,8 +140,19 @@ def test_a_run_that_is_asked_to_leave_does_so_and_goes_on(fresh: Path, alone: Pa
         assert "tracking: tensorboard may not have taken all of runs/tiny/metrics.jsonl yet" in said
         assert_nothing_is_alive(fresh)
     assert not (fresh / RUN / "stop").exists()
+    assert not (m_step / "training.json").exists()
     (e_step,) = [one for one in plan_of(fresh)["measured"] if one["name"] == "iteration-01/samples"]
     assert e_step["peak_ratio"] > 0
     assert read_json(fresh / RUN / "status.json")["state"] == "interrupted"
     assert_all_is_drawn_once(fresh, alone)
     assert times.items() <= unit_times(fresh).items()
+    step = read_json(m_step / "checkpoint.json")["step"]
+    with started(command, fresh) as process:
+        wait_until(lambda: "iteration-01/training" in stages_done(fresh), process)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert f"iteration-01: train: goes on after step {step}\n" in said
+    assert [path.name for path in m_step.glob("checkpoint*")] == []
+    tuned, undisturbed = m_step / "epoch-2", alone / RUN / "iteration-01" / "policy"
+    names = "model.safetensors", "config.json"
+    assert all((tuned / name).read_bytes() == (undisturbed / name).read_bytes() for name in names)

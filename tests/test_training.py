@@ -91,6 +91,7 @@ def _spec(
         "seed": 3,
         "iteration": 1,
         "progress": str(folder / "progress"),
+        "stop": str(folder / "stop"),
     }
 
 

@@ -1,7 +1,7 @@
 """What failures of devices cost a run, and how often it pays to save.
 
-rest_em itself saves each sampling unit of the E-step, and in the M-step nothing until its end: a crash undoes
-at most one unit a rank, or the M-step since its beginning. Which of them counts is `lost_seconds`.
+rest_em itself saves each sampling unit of the E-step, and the M-step every `training.save_seconds`: a crash
+undoes at most one unit a rank, or the M-step since it was last saved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FailurePlan:
     checkpoint_seconds: float
     """To write one checkpoint; 0.0: none are written."""
     checkpoint_interval_seconds: float | None
-    """Between two checkpoints, where least is lost (Young, Daly); None: none are written."""
+    """Between two checkpoints, as asked or where least is lost (Young, Daly); None: none are written."""
     lost_seconds: float
     """Work that one failure undoes, on average."""
     recovery_seconds: float
@@ -46,15 +46,17 @@ def plan_failures(
     recovery_seconds: float,
     lost_seconds: float | None = None,
     checkpoint_bytes: int = 0,
+    interval_seconds: float | None = None,
     device_mtbf_seconds: float = DEVICE_MTBF_SECONDS,
 ) -> FailurePlan:
     """Return what failures cost a stage.
 
     Args:
         run_seconds: of the stage without failures.
-        lost_seconds: work that a failure undoes, on average: half a sampling unit of the E-step, half of the
-            M-step. None: half the interval between checkpoints, or half of the run without any.
+        lost_seconds: work that a failure undoes, on average: half a sampling unit of the E-step. None: half
+            the interval between checkpoints, or half of the run without any.
         checkpoint_bytes: that each node writes to its disk, all else waiting; 0: there are no checkpoints.
+        interval_seconds: between two checkpoints; a shorter run has none. None: where least is lost.
 
     Raises:
         PlanError: a time is not what it can be.
@@ -66,8 +68,12 @@ def plan_failures(
             wanted = "above 0" if name in times else "of at least 0"
             raise PlanError(f"{name} is {value}; a number {wanted} is wanted")
     mtbf = textbook.cluster_mtbf_seconds(device_mtbf_seconds, cluster.num_devices)
+    if interval_seconds is not None and interval_seconds >= run_seconds:
+        checkpoint_bytes = 0
     checkpoint_seconds = checkpoint_bytes / cluster.disk_bandwidth
     interval = _interval(checkpoint_seconds, mtbf, run_seconds)
+    if interval is not None and interval_seconds is not None:
+        interval = interval_seconds + checkpoint_seconds  # a run counts from when the last one was written
     if lost_seconds is None:
         lost_seconds = (run_seconds if interval is None else interval) / 2
     loss = textbook.lost_fraction(

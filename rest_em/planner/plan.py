@@ -107,6 +107,8 @@ class Plan:
     """Tokens drawn to measure and to choose, for each token of an E-step."""
     base_share: float
     """The same of the base, which is measured once before the first iteration."""
+    save_seconds: float | None
+    """Of an M-step between two checkpoints to go on from; None for none."""
 
     @property
     def fits(self) -> bool:
@@ -151,25 +153,37 @@ class Plan:
 
     @property
     def failures(self) -> FailurePlan | None:
-        """What failures cost the M-step, which has no checkpoints within an epoch."""
-        return self._failures(checkpoint_bytes=0)
+        """What failures cost the M-step with its checkpoints every `training.save_seconds`."""
+        if self.save_seconds is None:
+            return self._failures(checkpoint_bytes=0)
+        return self._failures(checkpoint_bytes=self._checkpoint_bytes, interval_seconds=self.save_seconds)
 
     @property
     def checkpointed_failures(self) -> FailurePlan | None:
-        """The same if checkpoints were written at the interval at which least is lost.
+        """The same if they were written at the interval at which least is lost."""
+        return self._failures(checkpoint_bytes=self._checkpoint_bytes)
 
-        A checkpoint to go on from is 14 bytes a trained parameter, a node's share of them: bfloat16 weights,
-        fp32 masters and both moments. rest_em itself writes none within an epoch yet.
+    @property
+    def _checkpoint_bytes(self) -> int:
+        """A node's share of a checkpoint to go on from, 14 bytes a trained parameter.
+
+        They are bfloat16 weights, fp32 masters and both moments, as under DeepSpeed.
         """
         trained = weights_of(self.shape, self.training.setup.adapter).num_trainable
-        return self._failures(checkpoint_bytes=14 * trained // self.cluster.num_nodes)
+        return 14 * trained // self.cluster.num_nodes
 
-    def _failures(self, *, checkpoint_bytes: int) -> FailurePlan | None:
+    def _failures(
+        self, *, checkpoint_bytes: int, interval_seconds: float | None = None
+    ) -> FailurePlan | None:
         time = self.training.time
         if time is None:
             return None
         return plan_failures(
-            self.cluster, time.seconds, recovery_seconds=RECOVERY_SECONDS, checkpoint_bytes=checkpoint_bytes
+            self.cluster,
+            time.seconds,
+            recovery_seconds=RECOVERY_SECONDS,
+            checkpoint_bytes=checkpoint_bytes,
+            interval_seconds=interval_seconds,
         )
 
 

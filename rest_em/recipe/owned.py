@@ -44,7 +44,7 @@ OWNED_TRAINING_KEYS: Mapping[str, str] = {
     "do_predict": _EVALUATION,
     "save_only_model": _RUN_FOLDER,
     "save_strategy": _RUN_FOLDER,
-    "save_steps": _RUN_FOLDER,
+    "save_steps": "give save_seconds",
     "save_on_each_node": _RUN_FOLDER,
     "save_total_limit": _RUN_FOLDER,
     "enable_jit_checkpoint": _RUN_FOLDER,

@@ -443,6 +443,9 @@ class TrainingSection(Section):
     train_from: Literal["base", "previous"] = "base"
     """What every M-step tunes: the base model, or the policy that drew the iteration's samples."""
 
+    save_seconds: Annotated[float, Field(ge=0)] | None = 900.0
+    """Seconds of training between two checkpoints from which an interrupted M-step goes on; None for none."""
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         rows = self.per_device_train_batch_size

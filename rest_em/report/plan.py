@@ -212,8 +212,8 @@ def _print_totals(plan: Plan, console: Console) -> None:
     saved = plan.checkpointed_failures
     if saved is not None and failures is not None and saved.expected_loss < failures.expected_loss:
         lines.append(
-            f"with a checkpoint every {duration(saved.checkpoint_interval_seconds)} it would be "
-            f"{100 * saved.expected_loss:.2g} %"
+            f"with a checkpoint every {duration(saved.checkpoint_interval_seconds)} "
+            f"(training.save_seconds) it would be {100 * saved.expected_loss:.2g} %"
         )
     for line in (*lines, *plan.workload.sources):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

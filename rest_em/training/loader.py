@@ -55,6 +55,10 @@ class MicroBatches(Sampler[list[tuple[int, float]]]):
         self._shortest = min(range(len(examples)), key=self._lengths.__getitem__)
         self.epoch = 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Take an epoch's order; where the Trainer skips batches, it asks this of the sampler itself."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         """Micro-batches a rank and epoch."""
         per_round = self._arguments.per_device_train_batch_size * self._arguments.world_size
@@ -95,7 +99,7 @@ class EpochLoader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         assert isinstance(self.batch_sampler, MicroBatches)
-        self.batch_sampler.epoch = epoch
+        self.batch_sampler.set_epoch(epoch)
 
 
 class WeighedExamples(torch.utils.data.Dataset[tuple[EncodedExample, float]]):

@@ -8,6 +8,7 @@ among the checkpoints is left to `algorithm`, the order of the examples to `batc
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -27,7 +28,10 @@ from rest_em.training.arguments import choose_attention, choose_packing, trainin
 from rest_em.training.base import Base, tokenizer_of
 from rest_em.training.checkpoints import Checkpoints
 from rest_em.training.examples import encode_examples, length_limit
+from rest_em.training.resume import Interruptions, find_start, is_epoch_over, steps_per_epoch
 from rest_em.training.retokenized import with_own_tokens
+from rest_em.training.room import check_room, written_by
+from rest_em.training.saved import NOTE
 from rest_em.training.trainer import WeightedTrainer
 from rest_em.usage import Meter, resident_bytes
 
@@ -38,18 +42,21 @@ PROGRESS_SECONDS = 1.0
 def main(spec: dict[str, Any]) -> None:
     """Train on D_i; write `output/epoch-1` and on, `training.json` and `steps.jsonl`, and `progress/0.json`.
 
+    Goes on from the last whole checkpoint in `output`, which must hold nothing of another training. Where the
+    file `stop` is found, the stage saves and ends without a `training.json`.
+
     Args:
         spec: `model` (name_or_path, revision, trust_remote_code), perhaps `teacher` (the same of
             another model that sampled), `examples` (a path), `output` (a folder),
             `training` (the recipe's section), `lora` (LoraConfig's arguments or None), perhaps
-            `quantization` (BitsAndBytesConfig's), `seed`, `iteration`, `progress` (a folder).
+            `quantization` (BitsAndBytesConfig's), `seed`, `iteration`, `progress` (a folder), `stop` (a path).
 
     Every rank keeps what it took in `output/usage`.
 
     Raises:
         TrainingError: the settings contradict the ranks, the model or the examples.
     """
-    started, at_start = time.monotonic(), resident_bytes()
+    at_start = resident_bytes()
     if device_type() == "cpu":
         keep_freed_memory()
     if spec.get("quantization") and uses_deepspeed():
@@ -58,10 +65,13 @@ def main(spec: dict[str, Any]) -> None:
             "adapters alone; launch it with launch/ddp.yaml or launch/single_gpu.yaml"
         )
     section = TrainingSection.model_validate(spec["training"])
-    output = Path(spec["output"])
+    output, progress = Path(spec["output"]), Path(spec["progress"])
     order_seed = f"{spec['seed']}/{spec['iteration']}"
     arguments = training_arguments(section, output, order_seed)
     meter = Meter(output, arguments.device, resident_bytes_at_start=at_start)
+    start = find_start(output, arguments)
+    if start.note:
+        write_json(progress / NOTE, start.note)
     base = Base(**spec["model"])
     teacher = tokenizer_of(**spec["teacher"]) if spec.get("teacher") else None
     own = with_own_tokens(read_examples(Path(spec["examples"])), base.tokenizer, teacher)
@@ -73,30 +83,32 @@ def main(spec: dict[str, Any]) -> None:
     model = base.trainable_model(
         spec["lora"], spec.get("quantization"), is_half=arguments.bf16, attention=attention
     )
+    if arguments.process_index == 0:
+        check_room(output, written_by(model, arguments, base.dtype, section), section.num_train_epochs)
     trainer = WeightedTrainer(model, arguments, examples, order_seed, packing)
-    checkpoints = Checkpoints(trainer, base, output)
-    journal = Journal(Path(spec["progress"]) / "0.json", output / STEPS, checkpoints.save)
-    trainer.add_callback(journal)
-    trainer.train()
-    meter.add(
-        num_tokens=trainer.num_computed,
-        num_steps=trainer.state.global_step,
-        work_seconds=journal.epoch_seconds,
-    )
-    if trainer.is_world_process_zero():
-        write_json(
-            output / "training.json",
-            {
-                "checkpoints": [f"epoch-{i + 1}" for i in range(len(journal.epoch_losses))],
-                "num_examples": len(examples),
-                "num_left_out": num_left_out,
-                "num_tokens": sum(one.num_solution_tokens for one in examples),
-                "loss": journal.epoch_losses,
-                "num_steps": trainer.state.global_step,
-                "seconds": round(time.monotonic() - started, 3),
-            },
-        )
+    journal = Journal(progress / "0.json", output / STEPS, Checkpoints(trainer, base, output).save)
+    count = functools.partial(count_work, meter, trainer, journal)
+    interruptions = Interruptions(trainer, output, Path(spec["stop"]), section.save_seconds, on_saved=count)
+    for callback in (journal, interruptions):  # an epoch's folder comes before the checkpoint behind it
+        trainer.add_callback(callback)
+    if not interruptions.leaves_at_once():
+        trainer.train(resume_from_checkpoint=start.checkpoint(output))
+        count()
+    if trainer.is_world_process_zero() and not interruptions.has_left:
+        counts = {
+            "num_examples": len(examples),
+            "num_left_out": num_left_out,
+            "num_tokens": sum(one.num_solution_tokens for one in examples),
+        }
+        write_json(output / "training.json", counts | journal.result(trainer.state))
     leave_group(trainer)
+
+
+def count_work(meter: Meter, trainer: WeightedTrainer, journal: Journal) -> None:
+    """Keep what was taken since this was last called; so what a kill undoes and is done again counts once."""
+    meter.add(num_tokens=trainer.num_computed, num_steps=journal.num_steps, work_seconds=journal.work_seconds)
+    trainer.num_computed = journal.num_steps = 0
+    journal.work_seconds = 0.0
 
 
 class Journal(TrainerCallback):
@@ -105,11 +117,12 @@ class Journal(TrainerCallback):
     def __init__(self, progress: Path, steps: Path, save: Callable[[int], None]) -> None:
         self._progress, self._steps = progress, steps
         self._save = save
-        self._losses: list[float] = []
         self._last_write = 0.0
         self._began = 0.0
-        self.epoch_seconds = 0.0
-        """Of all epochs so far, without their checkpoints."""
+        self.work_seconds = 0.0
+        """Of the steps since they were last counted, without what is saved between them."""
+        self.num_steps = 0
+        """Optimiser steps since they were last counted."""
         self.epoch_losses: list[float] = []
         """The mean over an epoch's optimiser steps of the loss before each."""
 
@@ -129,7 +142,8 @@ class Journal(TrainerCallback):
                 f"the loss is {logs['loss']} at step {state.global_step} of {state.max_steps}; "
                 "lower training.learning_rate, or set training.bf16 to false"
             )
-        self._losses.append(logs["loss"])
+        self.num_steps += 1
+        self._stop_clock()
         if state.is_world_process_zero:
             append_lines(self._steps, [_line_of(state, logs)], is_durable=False)
         is_due = time.monotonic() - self._last_write >= PROGRESS_SECONDS
@@ -141,17 +155,36 @@ class Journal(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the epoch."""
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock again, which the last step stopped."""
         self._began = time.monotonic()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the epoch: its time, its mean loss and its checkpoint."""
-        self.epoch_seconds += time.monotonic() - self._began
-        self.epoch_losses.append(sum(self._losses) / len(self._losses))
-        self._losses.clear()
+        """Close an epoch, unless it was left: its mean loss and its checkpoint."""
+        if not is_epoch_over(state):
+            return
+        losses, size = [one["loss"] for one in state.log_history if "loss" in one], steps_per_epoch(state)
+        self.epoch_losses = [sum(losses[i : i + size]) / size for i in range(0, len(losses), size)]
         self._save(len(self.epoch_losses))
+
+    def result(self, state: TrainerState) -> dict[str, Any]:
+        """Return what came of the training: a checkpoint and a mean loss an epoch, and the steps of all."""
+        return {
+            "checkpoints": [f"epoch-{i + 1}" for i in range(len(self.epoch_losses))],
+            "loss": self.epoch_losses,
+            "num_steps": state.global_step,
+        }
+
+    def _stop_clock(self) -> None:
+        now = time.monotonic()
+        self.work_seconds, self._began = self.work_seconds + now - self._began, now
 
 
 def _line_of(state: TrainerState, logs: dict[str, float]) -> dict[str, float | None]:

@@ -45,7 +45,7 @@ class WeightedTrainer(Trainer):
         self._order_seed = order_seed
         self._packing = packing
         self.num_computed = 0
-        """Tokens that this rank has computed, prompts and padding among them."""
+        """Tokens that this rank has computed since they were last counted, prompts and padding among them."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this rank's micro-batches; not prepared by accelerate, which would share them out again."""
@@ -58,6 +58,11 @@ class WeightedTrainer(Trainer):
             else pad,
             pin_memory=self.args.device.type == "cuda",
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights to go on from; not under DeepSpeed, whose own checkpoint has them."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
 
     def compute_loss(
         self,

@@ -40,6 +40,15 @@ def test_checkpoints_are_written_when_least_is_lost() -> None:
     assert plan.expected_loss == pytest.approx(0.12)  # (1000 + 400) / 20,000 + 100 / 2000
 
 
+def test_checkpoints_as_often_as_asked_cost_and_save_what_that_interval_does() -> None:
+    asked = {"recovery_seconds": 400, "checkpoint_bytes": 100 * 10**9, "device_mtbf_seconds": 80 * 20_000}
+    plan = plan_failures(CLUSTER, 1e6, interval_seconds=900, **asked)
+    assert (plan.checkpoint_interval_seconds, plan.lost_seconds) == (1000, 500)
+    assert plan.expected_loss == pytest.approx(0.145)  # (500 + 400) / 20,000 + 100 / 1000
+    short = plan_failures(CLUSTER, 800, interval_seconds=900, **asked)
+    assert (short.checkpoint_interval_seconds, short.lost_seconds) == (None, 400)
+
+
 def test_no_interval_is_longer_than_the_run() -> None:
     plan = plan_failures(CLUSTER, 50, recovery_seconds=0, checkpoint_bytes=100 * 10**9)
     assert plan.checkpoint_interval_seconds == 50
