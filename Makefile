@@ -61,10 +61,11 @@ bench-planner: $(INSTALLED)  ## planned against measured memory on the GPU at ha
 	$(BIN)/python benchmarks/planner_gpu.py
 	$(BIN)/python benchmarks/planner_estimators.py
 
-soak: $(INSTALLED)  ## 100,000 programs and attacks through the sandbox (12 minutes on 2 cores); planned memory, traced
+soak: $(INSTALLED)  ## programs and attacks through the sandbox (12 minutes on 2 cores); planned memory, traced; 50 killed M-steps
 	$(BIN)/python benchmarks/sequences_sandbox.py
 	$(BIN)/python benchmarks/soak_sandbox.py
 	$(BIN)/python benchmarks/soak_planner.py
+	$(BIN)/python benchmarks/soak_resume.py
 
 clean:  ## remove the environment and the model, not the runs
 	rm -rf $(VENV) models

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_model import make_tokenizer, write_model
 from tiny_run import RUN, finish, launch, write_recipe
 from watched_run import assert_finished
 
@@ -24,13 +25,6 @@ FIRST = [
 ]  # fmt: skip
 """The longest files, so that none of them ends alone where files share the cores. `test_run` begins with a
 run that `test_run_ends`, were it the second, would wait for."""
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-MERGES = [("a", "b"), ("Ċ", "Ċ"), ("=", "Ġ"), ("1", "2")]
-"""In byte-level spelling: `ab`, two newlines, `= `, `12`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,50 +35,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Encodes any text: 3 special tokens, 256 bytes, 4 merges; puts BOS before a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<s>", "</s>"]
-    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in MERGES)]
-    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, MERGES))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    """Encodes any text, byte by byte."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A Llama of 2 layers, hidden size 64, 4 heads in 2 groups, and its tokenizer, as a checkpoint."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
+    """A small random Llama and its tokenizer, as a checkpoint."""
     folder = tmp_path_factory.mktemp("tiny") / "llama"
-    model.save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    write_model(folder, tiny_tokenizer)
     return folder
 
 

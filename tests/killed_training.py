@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,14 +18,14 @@ PRELOADED = ["rest_em.training.stage", "peft", "pandas", "pyarrow.parquet", "tra
 """What takes seconds to import."""
 
 
-def attempt(
+def start(
     spec: dict[str, Any],
     at: tuple[str, int] | None = None,
     *,
     num_ranks: int = 1,
     launch: Mapping[str, str] = MappingProxyType({}),
-) -> list[int]:
-    """Run the stage on every rank; return their exit codes, -9 for one that was killed.
+) -> list[ForkServerProcess]:
+    """Start the stage on every rank.
 
     Args:
         spec: the stage's.
@@ -46,6 +47,18 @@ def attempt(
         processes.append(context.Process(target=_run, args=(spec, environment, at)))
     for process in processes:
         process.start()
+    return processes
+
+
+def attempt(
+    spec: dict[str, Any],
+    at: tuple[str, int] | None = None,
+    *,
+    num_ranks: int = 1,
+    launch: Mapping[str, str] = MappingProxyType({}),
+) -> list[int]:
+    """Run the stage as `start` does; return the ranks' exit codes, -9 for one that was killed."""
+    processes = start(spec, at, num_ranks=num_ranks, launch=launch)
     for process in processes:
         process.join(120)
         process.kill()
