@@ -81,6 +81,7 @@ def train_ours(folder: Path, model: str, way: str) -> dict[str, float]:
             "seed": 0,
             "iteration": 1,
             "progress": str(folder / "progress"),
+            "stop": str(folder / "stop"),
         }
     )
     result, usage = read_json(output / "training.json"), joint_usage(output)

@@ -49,7 +49,8 @@ def main(spec: dict[str, Any]) -> None:
         spec: `model` (name_or_path, revision, trust_remote_code), perhaps `teacher` (the same of
             another model that sampled), `examples` (a path), `output` (a folder),
             `training` (the recipe's section), `lora` (LoraConfig's arguments or None), perhaps
-            `quantization` (BitsAndBytesConfig's), `seed`, `iteration`, `progress` (a folder), `stop` (a path).
+            `quantization` (BitsAndBytesConfig's), `seed`, `iteration`, `progress` (a folder), `stop` (a
+            path).
 
     Every rank keeps what it took in `output/usage`.
 
