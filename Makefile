@@ -50,12 +50,13 @@ fix: $(INSTALLED)  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) $(MODEL)/config.json  ## sampling beside generate, rewards beside their peers, a million samples to figures
+bench: $(INSTALLED) $(MODEL)/config.json  ## sampling, training and rewards beside their peers, a million samples to figures
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/sandbox.py
 	$(BIN)/python benchmarks/math_answers.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/sampling.py $(MODEL)
+	$(BIN)/python benchmarks/sft_trainer.py $(MODEL)
 
 bench-planner: $(INSTALLED)  ## planned against measured memory on the GPU at hand, and beside other estimators
 	$(BIN)/python benchmarks/planner_gpu.py
