@@ -164,7 +164,7 @@ def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choic
     (run.folder / "ledger.jsonl").unlink()  # killed at the end of the stage, before the ledger knew
     (run.folder / stage.name / "checkpoint-9").mkdir()
     late = replace(run, place=replace(run.place, ledger=Ledger(run.folder)))
-    assert _train(late, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
+    assert _train(late, base, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
     assert training.num_runs == 2
     assert not (run.folder / stage.name / "checkpoint-9").exists()
 

@@ -11,8 +11,8 @@ import torch
 from killed_training import attempt
 from test_training import (
     LORA,
+    NF4,
     PLAIN_STEPS,
-    ZERO_3,
     _assert_equal_training,
     _examples,
     _spec,
@@ -35,6 +35,7 @@ SEVENTEEN = _examples(17)
 """Three steps an epoch, the third of a single example."""
 EVERY_STEP: dict[str, Any] = {"save_seconds": 0.0, "per_device_train_batch_size": 2}
 """A checkpoint after every step, of four micro-batches."""
+ZERO_3 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 DROPOUT = {**LORA, "lora_dropout": 0.3}
 """With it the random states count, beside weights, moments and schedule."""
 
@@ -186,8 +187,10 @@ def test_what_an_m_step_is_said_to_write_is_what_it_writes(
     section = TrainingSection.model_validate({"bf16": False})
     arguments = training_arguments(section, tmp_path, "0")
     base = Base(str(tiny_model_folder), None, False)
-    model = base.trainable_model(DROPOUT, is_half=False, attention=None)
+    model = base.trainable_model(DROPOUT, None, is_half=False, attention=None)
     written = written_by(model, arguments, base.dtype, section)
+    quantised = base.trainable_model(DROPOUT, NF4, is_half=False, attention=None)
+    assert written_by(quantised, arguments, base.dtype, section) == written
     policy = undisturbed / "policy"
     assert 0 <= size(policy / "epoch-2") - written.epoch_bytes < 20_000  # names and shapes of tensors
     states = size(policy / "checkpoint-5") + (policy / "checkpoint-5" / "optimizer.pt").stat().st_size

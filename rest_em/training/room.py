@@ -50,7 +50,7 @@ def written_by(
     """
     trained = frozen = 0
     for one in model.parameters():
-        number = int(getattr(one, "ds_numel", one.numel()))  # ZeRO-3 leaves an empty tensor of one shared out
+        number = _num_elements(one)
         trained, frozen = (trained + number, frozen) if one.requires_grad else (trained, frozen + number)
     is_adamw = arguments.optim in (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
     per_trained = MASTER_BYTES + (ADAMW_BYTES if is_adamw else 0)
@@ -59,6 +59,14 @@ def written_by(
         epoch_bytes=(frozen or trained) * saved_dtype.itemsize + adapter_bytes,
         checkpoint_bytes=trained * per_trained if section.save_seconds is not None else 0,
     )
+
+
+def _num_elements(parameter: torch.nn.Parameter) -> int:
+    """Return how many numbers a parameter stands for; ZeRO-3 shares them out, 4 bits pack two into a byte."""
+    if hasattr(parameter, "ds_numel"):
+        return int(parameter.ds_numel)
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(packed.shape.numel())
 
 
 def check_room(output: Path, written: Written, num_epochs: int) -> None:
