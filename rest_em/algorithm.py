@@ -35,7 +35,7 @@ from rest_em.run import PromptedPolicy, Run
 from rest_em.samples import Decoding
 from rest_em.selection import select
 from rest_em.storage import content_hash, read_json, write_examples
-from rest_em.training.saved import NOTE, remove_saved
+from rest_em.training.saved import NOTE, last_saved, remove_saved
 from rest_em.types import GradedSolution, Policy, SamplingParams, Verdict
 from rest_em.usage import joint_usage, usage_entry
 
@@ -45,7 +45,8 @@ SPEED_SETTINGS = (
 )  # fmt: skip
 """What settings that begin so change is how an M-step goes, and not what comes of it."""
 NO_SETTINGS_OF_THE_WEIGHTS = (
-    "checkpoint_choice", "per_device_train_batch_size", "save_seconds", "skip_memory_metrics", "train_from",
+    "checkpoint_choice", "debug", "include_num_input_tokens_seen", "log_level", "log_level_replica",
+    "log_on_each_node", "per_device_train_batch_size", "save_seconds", "skip_memory_metrics", "train_from",
 )  # fmt: skip
 """Nor do these; whether `train_from` does depends on the iteration, see `_start_inputs`."""
 
@@ -409,7 +410,8 @@ def _train(
 ) -> tuple[Stage, list[Path]]:
     """Tune a model on D_i; return the stage and one checkpoint an epoch.
 
-    What an attempt with the same inputs left is gone on from, and what any other left is removed.
+    What an attempt with the same inputs left is gone on from. What another left is removed, but where it has
+    a checkpoint to go on from it is refused.
 
     Args:
         start: what is tuned; the stages that made it are before this one.
@@ -434,6 +436,8 @@ def _train(
         result = None
     if result is None:
         started = time.monotonic()
+        if last_saved(output) is not None:  # hours of work, which a slip must not cost
+            run.ledger.begin(stage)
         for change in run.ledger.begin_anew(stage):
             run.place.progress.say(f"{stage.name}: begins again: {change}")
         earlier = joint_usage(output)

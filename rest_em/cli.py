@@ -213,8 +213,9 @@ def _left(ledger: Ledger, from_stages: list[str]) -> list[str]:
 def _plan(ranks: Ranks, recipe: Recipe, problems: ProblemSets, done: list[str], *, forced: bool) -> RunPlan:
     """Say what a run will take, and refuse one that certainly runs out of memory; return its plan."""
     from rest_em.report.progress import Progress
-    from rest_em.run_plan import plan_run
+    from rest_em.run_plan import plan_run, refuse_impossible
 
+    refuse_impossible(recipe, os.environ)
     progress = Progress()
     planned = plan_run(recipe, problems, ranks, os.environ)
     for line in planned.lines:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -351,6 +351,7 @@ def measure(
         prompt=max((_lengths(one, count_tokens) for one in asked), key=lambda one: one.longest),
         training_prompt=_lengths(trained, count_tokens),
         mean_new_tokens=cap / 2 if mean_new_tokens is None else mean_new_tokens,
+        longest_human=_longest(problems.human_solutions.values(), count_tokens),
         success_rate=DEFAULT_SUCCESS if success_rate is None else success_rate,
         sources=(
             told,
@@ -410,6 +411,12 @@ def _lengths(problems: Sequence[Problem], count_tokens: _Counter) -> Lengths:
         mean=sum(sizes) / len(sizes),
         head=min(head, min(sizes) - 1),
     )
+
+
+def _longest(texts: Collection[str], count_tokens: _Counter) -> int:
+    """Return the tokens of the longest of some texts, looking at those with the most characters."""
+    longest = sorted(texts, key=len)[-MEASURED_PROMPTS:]
+    return max((len(count_tokens(one)) for one in longest), default=0)
 
 
 def _size(prompt: str | Messages) -> int:
@@ -487,16 +494,18 @@ def training_setup(
     if method == "qlora" and (precision == "fp32" or shape.experts is not None):
         found = "stacked experts" if shape.experts is not None else "fp32"
         raise PlanError(
-            f"--method is qlora, and {found} cannot be planned for with it; nf4 weights are computed with in "
+            f"a quantised base (qlora) cannot be planned for with {found}; nf4 weights are computed with in "
             "bfloat16, and bitsandbytes quantises linear layers alone"
         )
-    cap = recipe.sampling.max_new_tokens + 1  # its end
+    sampled = 0 if recipe.selection.human_solutions == "only" else recipe.sampling.max_new_tokens
+    cap = max(sampled, workload.longest_human) + 1  # its end
     limits = [one for one in (section.max_length, shape.max_positions) if one is not None]
     longest = min([workload.training_prompt.longest + cap, *limits])
     rows, _ = divide_global_batch(
         section.global_batch_size, cluster.num_devices, section.per_device_train_batch_size
     )
-    is_packed = section.packing is not False and _can_pack(shape, longest)
+    is_packed = section.packing is not False and can_pack(shape, longest)
+    is_packed = is_packed and extra.get("neftune_noise_alpha") is None
     shared = workload.training_prompt.head if is_packed and section.prefix_sharing and rows > 1 else 0
     mean = min(float(longest), workload.training_prompt.mean + workload.mean_new_tokens)
     return TrainingSetup(
@@ -521,7 +530,7 @@ def training_setup(
     )
 
 
-def _can_pack(shape: ModelShape, longest: int) -> bool:
+def can_pack(shape: ModelShape, longest: int) -> bool:
     """Say whether the M-step packs a model's examples, as `training.attention.why_not_packed` does."""
     has_room = all(window is None or window >= longest for window in shape.windows)
     return shape.family in FAMILIES and not shape.has_logit_cap and not shape.has_score_cap and has_room

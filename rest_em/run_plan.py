@@ -6,6 +6,7 @@ planned for is told, and the run starts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_em.devices import is_cpu_asked_for
-from rest_em.errors import PlanError
+from rest_em.errors import PlanError, RecipeError
 from rest_em.ledger import Ledger
 from rest_em.planner.candidates import offload_of
 from rest_em.planner.hardware import Cluster, Gpu, load_gpus
@@ -23,7 +24,7 @@ from rest_em.planner.machine import host_memory_bytes, local_cpu, local_gpus, sh
 from rest_em.planner.measured import PHASES, PLAN, beside, read_plan
 from rest_em.planner.plan import Plan, certain_failures, plan_training, to_json
 from rest_em.planner.search import Way, host_bytes, search
-from rest_em.planning import Launch, make_plan, overrides_of
+from rest_em.planning import Launch, can_pack, make_plan, overrides_of, shape_of_model
 from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import Recipe
 from rest_em.report.plan import gib
@@ -99,6 +100,34 @@ def plan_run(recipe: Recipe, problems: ProblemSets, ranks: Ranks, environment: M
         reason = f"the planner failed with {type(error).__name__}: {error}"
     reason = "; ".join(reason.strip().splitlines())
     return RunPlan({"unplanned": reason}, (f"no plan of memory and time: {reason}",))
+
+
+def refuse_impossible(recipe: Recipe, environment: Mapping[str, str]) -> None:
+    """Refuse what no M-step could do under this launch, before an E-step is spent on it.
+
+    Raises:
+        RecipeError: a line for each.
+    """
+    lines = []
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        lines.append("the launch file chooses FSDP; DDP or DeepSpeed is wanted, see docs/launch.md")
+    uses_deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if recipe.quantization is not None and uses_deepspeed:
+        lines.append(
+            f"{recipe.place('quantization')}: quantization: a quantised base is not trained with DeepSpeed, "
+            "whose ranks would share out adapters alone; launch it with launch/ddp.yaml or "
+            "launch/single_gpu.yaml"
+        )
+    if recipe.training.packing is True:
+        with contextlib.suppress(PlanError):  # told where the run is planned
+            shape = shape_of_model(recipe.model, "model")
+            if not can_pack(shape, recipe.training.max_length or 0):
+                lines.append(
+                    f"{recipe.place('training.packing')}: training.packing is true, but packing has not been "
+                    f"tried with models like this {shape.family}; give auto or false"
+                )
+    if lines:
+        raise RecipeError("\n".join(lines))
 
 
 def _way_out(recipe: Recipe, plan: Plan, phase: str) -> str:

@@ -25,7 +25,7 @@ from rest_em.algorithm import (
     walk_forward,
 )
 from rest_em.drawing import Draw
-from rest_em.errors import RewardError, RunFolderError
+from rest_em.errors import RecipeChangedError, RewardError, RunFolderError
 from rest_em.ledger import Ledger, Stage, best_iteration
 from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import PromptVariant, TrainingSection, load_recipe
@@ -33,6 +33,7 @@ from rest_em.report.progress import Progress
 from rest_em.run import Judges, PromptedPolicy, Run, Workplace
 from rest_em.stages import Ranks, Supervisor
 from rest_em.storage import write_json
+from rest_em.training.saved import SavedStep, commit
 from rest_em.types import DrawRequest, GradedSolution, Policy, SamplingParams, Solution, Verdict
 
 
@@ -167,6 +168,27 @@ def test_checkpoints_that_went_with_a_choice_are_trained_again_for_another_choic
     assert _train(late, base, dataset, iteration=1, needs_checkpoints=True) == (stage, checkpoints)
     assert training.num_runs == 2
     assert not (run.folder / stage.name / "checkpoint-9").exists()
+
+
+def test_other_settings_are_refused_where_an_m_step_has_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    training = _Training()
+    run = run_that_trains(tmp_path, training)
+    base, dataset = PromptedPolicy(Policy("base", 0), PromptVariant()), dataset_of(run)
+    _train(run, base, dataset, iteration=1, needs_checkpoints=True)
+    (run.folder / "ledger.jsonl").unlink()
+    output = run.folder / "iteration-01/training"
+    (output / "training.json").unlink()
+    for name in ("epoch-1", "epoch-2"):
+        shutil.rmtree(output / name)
+    (output / "checkpoint-1").mkdir()
+    commit(output, SavedStep(step=1, num_epochs=0, num_ranks=1, strategy="replicated"))
+    other = run_that_trains(tmp_path, training, "training.learning_rate=1e-5")
+    with pytest.raises(RecipeChangedError, match=r"learning_rate.*\n.*--from-stage iteration-01/training"):
+        _train(other, base, dataset, iteration=1, needs_checkpoints=True)
+    assert (output / "checkpoint-1").exists()
+    told = run_that_trains(tmp_path, training, "training.log_level=info")
+    _train(told, base, dataset, iteration=1, needs_checkpoints=True)
+    assert training.num_runs == 2
 
 
 def test_what_is_tuned_is_the_base_or_the_previous_policy_on_which_the_stage_then_depends(

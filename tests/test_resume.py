@@ -155,6 +155,32 @@ def test_a_checkpoint_of_which_a_part_is_gone_is_none(tmp_path: Path) -> None:
     assert last_saved(tmp_path) is None
 
 
+def test_what_cannot_be_read_names_what_to_remove(tmp_path: Path, tiny_model_folder: Path) -> None:
+    spec = _in(tmp_path, tiny_model_folder, num_train_epochs=1)
+    output = tmp_path / "policy"
+    (output / "checkpoint-2").mkdir(parents=True)
+    (output / "checkpoint-2" / "trainer_state.json").write_text("{")
+    commit(output, SavedStep(step=2, num_epochs=0, num_ranks=1, strategy="replicated"))
+    with pytest.raises(TrainingError, match=r"checkpoint-2: cannot be read \(.*; remove the folder to begin"):
+        main(spec)
+    (output / "checkpoint.json").write_text("")
+    with pytest.raises(TrainingError, match=r"checkpoint.json: cannot be read \(.*; remove it to begin"):
+        main(spec)
+
+
+def test_what_other_ranks_left_after_the_same_step_is_not_written_over(
+    tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    output = tmp_path / "policy"
+    (output / "checkpoint-1").mkdir(parents=True)
+    (output / "checkpoint-1" / "theirs").touch()
+    commit(output, SavedStep(step=1, num_epochs=0, num_ranks=2, strategy="zero3"))
+    seldom = _in(tmp_path, tiny_model_folder, lora=LORA, save_seconds=3600.0)
+    assert attempt(seldom, ("stop", 1)) == [0]
+    assert [path.name for path in (output / "checkpoint-1").iterdir()] == ["theirs"]
+    assert last_saved(output) == SavedStep(step=1, num_epochs=0, num_ranks=2, strategy="zero3")
+
+
 # Room
 
 

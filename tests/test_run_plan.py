@@ -15,7 +15,7 @@ from tiny_run import RUN, finish, launch, write_recipe
 
 from rest_em import run_plan
 from rest_em.cli_plan import STRATEGIES
-from rest_em.errors import PlanError
+from rest_em.errors import PlanError, RecipeError
 from rest_em.planner.hardware import Cluster, find_gpu, load_gpus
 from rest_em.planner.measured import PLAN, beside, read_plan
 from rest_em.planner.strategies import DEVICES_OF
@@ -23,7 +23,7 @@ from rest_em.planning import Launch, make_plan
 from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import load_recipe
 from rest_em.report.run_plan import usage_tables
-from rest_em.run_plan import RunPlan, launched_cluster, plan_run
+from rest_em.run_plan import RunPlan, launched_cluster, plan_run, refuse_impossible
 from rest_em.stages import Ranks
 from rest_em.storage import read_json
 from rest_em.usage import MeasuredStage, Usage
@@ -193,6 +193,20 @@ def test_a_launch_that_is_not_planned_for_stops_no_run(fresh: Path) -> None:
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}
     planned = plan_run(recipe, ProblemSets(recipe), Ranks(), CPU | deepspeed)
     assert "ZeRO stage 0 is not planned for" in planned.document["unplanned"]
+
+
+def test_what_no_m_step_could_do_is_refused_before_an_e_step(fresh: Path, tiny_model_folder: Path) -> None:
+    quantised = ["lora.r=4", "quantization.load_in_4bit=true"]
+    recipe = load_recipe(fresh / "tiny.yaml", quantised)
+    refuse_impossible(recipe, {})
+    with pytest.raises(RecipeError, match=r"--set.*quantization: a quantised base is not trained with DeepS"):
+        refuse_impossible(recipe, {"ACCELERATE_USE_DEEPSPEED": "true"})
+    with pytest.raises(RecipeError, match=r"chooses FSDP; DDP or DeepSpeed is wanted"):
+        refuse_impossible(load_recipe(fresh / "tiny.yaml"), {"ACCELERATE_USE_FSDP": "true"})
+    capped = model(fresh / "capped", tiny_model_folder, model_type="gemma2")
+    asked = [f"model.name_or_path={capped}", "training.packing=true"]
+    with pytest.raises(RecipeError, match=r"training.packing is true, but .* like this gemma2; give auto"):
+        refuse_impossible(load_recipe(fresh / "tiny.yaml", asked), {})
 
 
 def test_only_a_kind_of_stage_that_has_not_finished_yet_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import shutil
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_args
@@ -89,10 +90,15 @@ def test_resumes_go_on_in_one_tracker_run_and_a_torn_line_waits(tmp_path: Path) 
     assert track(tmp_path) == []  # no tracker is opened for nothing
     append_lines(metrics, [step(1, 3), unit("iteration-02/samples", 0), step(2, 1)])
     track(tmp_path)
-    assert read_json(notes) == {"id": first["id"], "lines": 5}
+    assert read_json(notes) == {**first, "lines": 5}
     expected = points_of_lines(metrics)
     assert expected["train/loss", 4] == 1
     assert plotted(tmp_path) == expected
+    copied = tmp_path.with_name("copied")  # as docs/comparisons.md has it
+    shutil.copytree(tmp_path, copied)
+    track(copied)
+    assert read_json(copied / "tracking" / "tensorboard.json")["id"] != first["id"]
+    assert plotted(copied) == expected
 
 
 def test_a_tracker_that_fails_is_told_once_and_is_fed_later(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def obstacle_of(setup: TrainingSetup) -> str | None:
     if "nvme" in (setup.offload_optimizer, setup.offload_param):
         return "NVMe takes an operator that DeepSpeed compiles and a folder, and launch/zero_infinity.yaml"
     if "8bit" in setup.optim or setup.optim.startswith("paged"):
-        return "this optimiser takes bitsandbytes, which rest_em does not install"
+        return "this optimiser takes bitsandbytes, the extra qlora, and the planner has not seen it at work"
     return None
 
 

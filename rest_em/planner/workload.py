@@ -46,6 +46,8 @@ class Workload:
     """Expected tokens of a solution."""
     success_rate: float
     """Expected share of correct solutions, in [0, 1]."""
+    longest_human: int = 0
+    """Tokens of the longest solution that people wrote and that is trained on."""
     sources: tuple[str, ...] = ()
     """Where each figure comes from, for people."""
 

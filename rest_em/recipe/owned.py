@@ -17,9 +17,16 @@ _PRECISION = "master weights are fp32, and bf16 says whether autocast is used"
 _TRACKING = "see the section tracking"
 _EXAMPLES = "the M-step's examples and batches are made by rest_em"
 _LOGGING = "the loss of every step is logged"
+_COMPILED = "an M-step is not compiled: every pack has another shape"
 
 OWNED_TRAINING_KEYS: Mapping[str, str] = {
     "output_dir": _RUN_FOLDER,
+    "torch_compile": _COMPILED,
+    "torch_compile_backend": _COMPILED,
+    "torch_compile_mode": _COMPILED,
+    "use_liger_kernel": "the M-step has a loss of its own, which Liger's would take the place of",
+    "use_cache": "a training step keeps no cache",
+    "ddp_static_graph": "steps of an M-step differ in their number of parts",
     "max_steps": "give num_train_epochs; every epoch ends with a checkpoint",
     "gradient_accumulation_steps": "it follows from global_batch_size",
     "average_tokens_across_devices": "the loss is averaged over the whole batch, whatever the ranks",

@@ -45,11 +45,11 @@ class IterationSummary:
     num_correct: int
     num_distinct: int
     num_kept: int
+    """Examples of D_i."""
     num_human: int
     """Of those, solutions that people wrote."""
     num_human_rejected: int
     """Solutions that people wrote, kept or not, that the reward does not find correct."""
-    """Examples of D_i."""
     num_left_out: int
     """Of these, how many were too long to be trained on."""
     num_problems: int

@@ -7,6 +7,7 @@ much it has been fed. Start in `curves`, which says what is plotted; what is wri
 from __future__ import annotations
 
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,8 +79,11 @@ class _Feed:
         self.is_over = threading.Event()
         self._tracker_name, self._say = name, say
         self._metrics, self._notes = folder / METRICS, folder / FOLDER / f"{name}.json"
-        new = {"id": secrets.token_hex(4), "lines": 0}
+        new = {"run": folder.name, "id": secrets.token_hex(4), "lines": 0}
         notes: dict[str, Any] = read_json(self._notes) if self._notes.exists() else new
+        if notes["run"] != folder.name:  # the folder is a copy of another run's, whose tracker run is its own
+            shutil.rmtree(folder / FOLDER / name, ignore_errors=True)
+            notes = new
         self._num_fed: int = notes["lines"]
         self._run = TrackedRun(folder / FOLDER, project, folder.name, notes["id"], recipe)
         self._tracker: Tracker | None = None
@@ -146,4 +150,4 @@ class _Feed:
             del self._pending[: len(batch)]
 
     def _note(self) -> None:
-        write_json(self._notes, {"id": self._run.id, "lines": self._num_fed})
+        write_json(self._notes, {"run": self._run.name, "id": self._run.id, "lines": self._num_fed})

@@ -106,6 +106,8 @@ def choose_packing(section: TrainingSection, config: PretrainedConfig, longest: 
     if section.packing is False:
         return Packing(is_packed=False, share_prefixes=False)
     reason = why_not_packed(config, longest)
+    if (section.model_extra or {}).get("neftune_noise_alpha") is not None:
+        reason = "training.neftune_noise_alpha scales its noise by the length of a row"
     if reason is None:
         return Packing(is_packed=True, share_prefixes=section.prefix_sharing)
     if section.packing is True:

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rest_em.errors import TrainingError
+
 
 class Base:
     """The base model as a recipe names it; read from disk or hub where it is needed, never changed."""
@@ -79,7 +81,25 @@ class Base:
             model = prepare_model_for_kbit_training(
                 self.read(dtype, attention, config), use_gradient_checkpointing=False
             )
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        refuse_shared_targets(without_adapter(model))
+        return model
+
+
+def refuse_shared_targets(model: PreTrainedModel) -> None:
+    """Refuse adapters on a matrix that is embedding and head: merged for one, it would change for both.
+
+    Raises:
+        TrainingError: there is one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if model.config.tie_word_embeddings and any(isinstance(one, BaseTunerLayer) for one in ends):
+        raise TrainingError(
+            "lora.target_modules: the model's embedding and head share a matrix, and an adapter on one of "
+            "them cannot be merged for it alone; leave it out, or train it whole by lora.modules_to_save"
+        )
 
 
 def tokenizer_of(name_or_path: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:

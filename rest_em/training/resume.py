@@ -22,7 +22,7 @@ from rest_em.usage import USAGE
 
 REPLICATED = "replicated"
 """The strategy under which every rank holds all states, so that any number of ranks can read them."""
-GO_ON, SAVE, LEAVE = range(3)
+GO_ON, SAVE, LEAVE, LEAVE_UNSAVED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def strategy_of(arguments: TrainingArguments) -> str:
     words = [
         f"zero{settings.get('stage', 0)}",
         *(f"{part} on {to['device']}" for part, to in offloads if to.get("device", "none") != "none"),
+        *([f"sub_group_size {settings['sub_group_size']}"] if "sub_group_size" in settings else []),
         *(["bf16"] if arguments.bf16 else []),
     ]
     return ", ".join(words)
@@ -148,6 +149,8 @@ class Interruptions(TrainerCallback):
         self._on_saved = on_saved
         self._saved_at = time.monotonic()
         self.has_left = False
+        self.has_begun = False
+        """Whether all that is resumed from has been read."""
 
     def leaves_at_once(self) -> bool:
         """Say whether the training is left before it has begun: the file came while the model was loaded."""
@@ -158,6 +161,7 @@ class Interruptions(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to count the time."""
+        self.has_begun = True
         self._saved_at = time.monotonic()
 
     def on_step_end(
@@ -165,14 +169,14 @@ class Interruptions(TrainerCallback):
     ) -> None:
         """Save or leave within an epoch."""
         if not is_epoch_over(state):
-            self._decide(args, control)
+            self._decide(args, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save or leave between two epochs; the Trainer calls it too where an epoch was left."""
         if is_epoch_over(state) and state.global_step < state.max_steps:
-            self._decide(args, control)
+            self._decide(args, state, control)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -194,12 +198,16 @@ class Interruptions(TrainerCallback):
         self._on_saved()
         self._saved_at = time.monotonic()
 
-    def _decide(self, args: TrainingArguments, control: TrainerControl) -> None:
-        decision = GO_ON
-        if args.process_index == 0 and self._stop.exists():
-            decision = LEAVE
-        elif self._save_seconds is not None and time.monotonic() - self._saved_at >= self._save_seconds:
-            decision = SAVE
-        decision = agreed(decision, args.device)
-        control.should_save = decision != GO_ON and self._save_seconds is not None
-        control.should_training_stop = self.has_left = decision == LEAVE
+    def _decide(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        decision = agreed(self._decision(state) if args.process_index == 0 else GO_ON, args.device)
+        control.should_save = decision in (SAVE, LEAVE)
+        control.should_training_stop = self.has_left = decision in (LEAVE, LEAVE_UNSAVED)
+
+    def _decision(self, state: TrainerState) -> int:
+        """Return what rank 0 decides; what other ranks left after this very step is not written over."""
+        is_taken = step_folder(self._output, state.global_step).exists()
+        can_save = self._save_seconds is not None and not is_taken
+        if self._stop.exists():
+            return LEAVE if can_save else LEAVE_UNSAVED
+        is_due = self._save_seconds is not None and time.monotonic() - self._saved_at >= self._save_seconds
+        return SAVE if is_due and can_save else GO_ON

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from rest_em.errors import TrainingError
 from rest_em.storage import read_json, write_json
 
 MARKER = "checkpoint.json"
@@ -46,11 +47,19 @@ def step_folder(output: Path, step: int) -> Path:
 
 
 def last_saved(output: Path) -> SavedStep | None:
-    """Return the whole checkpoint in an M-step's folder; None if there is none or a part of it is gone."""
+    """Return the whole checkpoint in an M-step's folder; None if there is none or a part of it is gone.
+
+    Raises:
+        TrainingError: what says so cannot be read.
+    """
     marker = output / MARKER
     if not marker.exists():
         return None
-    saved = SavedStep(**read_json(marker))
+    try:
+        saved = SavedStep(**read_json(marker))
+    except (TypeError, ValueError) as error:
+        told = f"{marker}: cannot be read ({error}); remove it to begin this M-step again"
+        raise TrainingError(told) from error
     needed = [saved.folder(output), *(output / f"epoch-{k + 1}" for k in range(saved.num_epochs))]
     return saved if all(path.exists() for path in needed) else None
 

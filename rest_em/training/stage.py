@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def main(spec: dict[str, Any]) -> None:
     for callback in (journal, interruptions):  # an epoch's folder comes before the checkpoint behind it
         trainer.add_callback(callback)
     if not interruptions.leaves_at_once():
-        trainer.train(resume_from_checkpoint=start.checkpoint(output))
+        train_from(start.checkpoint(output), trainer, interruptions)
         count()
     if trainer.is_world_process_zero() and not interruptions.has_left:
         counts = {
@@ -110,6 +111,23 @@ def count_work(meter: Meter, trainer: WeightedTrainer, journal: Journal) -> None
     meter.add(num_tokens=trainer.num_computed, num_steps=journal.num_steps, work_seconds=journal.work_seconds)
     trainer.num_computed = journal.num_steps = 0
     journal.work_seconds = 0.0
+
+
+def train_from(checkpoint: str | None, trainer: Trainer, interruptions: Interruptions) -> None:
+    """Train to the end, or until the training is left.
+
+    Raises:
+        TrainingError: the checkpoint cannot be read.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (AssertionError, EOFError, KeyError, OSError, RuntimeError, UnpicklingError, ValueError) as error:
+        if checkpoint is None or interruptions.has_begun:
+            raise
+        raise TrainingError(
+            f"{checkpoint}: cannot be read ({type(error).__name__}: {error}); remove the folder to begin "
+            "this M-step again"
+        ) from error
 
 
 class Journal(TrainerCallback):

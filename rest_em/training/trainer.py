@@ -56,7 +56,7 @@ class WeightedTrainer(Trainer):
             collate_fn=functools.partial(pack, share_prefixes=packing.share_prefixes)
             if packing.is_packed
             else pad,
-            pin_memory=self.args.device.type == "cuda",
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -244,7 +244,7 @@ def test_each_mistake_of_a_launch_file_is_told_in_a_line(
         (["--gpu", "l4", "--method", "dora"], "--method is 'dora'; full, lora, qlora are known"),
         (
             ["--gpu", "cpu", "--method", "qlora", "--set", "training.bf16=false"],
-            "--method is qlora, and fp32",
+            "a quantised base (qlora) cannot be planned for with fp32",
         ),
         (["--gpu", "l4", "--num-gpus", "0"], "num_gpus 0"),
         (["--gpu", "l4", "--num-gpus", "7"], "cannot be shared out evenly over 7 ranks"),

@@ -20,6 +20,7 @@ from rest_em.packs import FAMILIES, MIN_SHARED_TOKENS, Pack, Segment, num_chunks
 from rest_em.recipe import TrainingSection
 from rest_em.training.arguments import choose_packing
 from rest_em.training.attention import PackedAttention, why_not_packed
+from rest_em.training.base import refuse_shared_targets
 from rest_em.training.loader import Packing, pack, pad
 from rest_em.training.loss import SolutionLoss, solution_loss
 
@@ -255,6 +256,23 @@ def test_a_model_that_cannot_be_packed_is_trained_on_padded_examples_and_says_wh
     assert reason in told
     with pytest.raises(TrainingError, match=f"training.packing is true, but .*{reason}; give auto or false"):
         choose_packing(TrainingSection(packing=True), config, 65)
+
+
+def test_noise_that_depends_on_the_length_of_a_row_is_for_padded_examples() -> None:
+    noisy = TrainingSection.model_validate({"neftune_noise_alpha": 5.0})
+    assert not choose_packing(noisy, LlamaConfig(), 65).is_packed
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_a_matrix_that_embedding_and_head_share_is_refused(target: str) -> None:
+    model = _tiny("llama")
+    refuse_shared_targets(get_peft_model(model, LoraConfig(target_modules=[target])).get_base_model())
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = True
+    tied = AutoModelForCausalLM.from_config(config)
+    adapted = get_peft_model(tied, LoraConfig(target_modules=[target]))
+    with pytest.raises(TrainingError, match=r"share a matrix.*leave it out, or .* lora.modules_to_save"):
+        refuse_shared_targets(adapted.get_base_model())
 
 
 def test_the_recipe_says_whether_examples_are_packed_and_prefixes_shared() -> None:
