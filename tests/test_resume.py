@@ -172,13 +172,13 @@ def test_what_other_ranks_left_after_the_same_step_is_not_written_over(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     output = tmp_path / "policy"
-    (output / "checkpoint-1").mkdir(parents=True)
-    (output / "checkpoint-1" / "theirs").touch()
-    commit(output, SavedStep(step=1, num_epochs=0, num_ranks=2, strategy="zero3"))
+    (output / "checkpoint-2").mkdir(parents=True)
+    (output / "checkpoint-2" / "theirs").touch()
+    commit(output, SavedStep(step=2, num_epochs=0, num_ranks=2, strategy="zero3"))
     seldom = _in(tmp_path, tiny_model_folder, lora=LORA, save_seconds=3600.0)
-    assert attempt(seldom, ("stop", 1)) == [0]
-    assert [path.name for path in (output / "checkpoint-1").iterdir()] == ["theirs"]
-    assert last_saved(output) == SavedStep(step=1, num_epochs=0, num_ranks=2, strategy="zero3")
+    assert attempt(seldom, ("stop", 1)) == [0]  # seen after step 2
+    assert [path.name for path in (output / "checkpoint-2").iterdir()] == ["theirs"]
+    assert last_saved(output) == SavedStep(step=2, num_epochs=0, num_ranks=2, strategy="zero3")
 
 
 # Room
