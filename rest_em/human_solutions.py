@@ -44,8 +44,8 @@ def rejection_lines(rejected: Sequence[GradedSolution], num_solutions: int) -> l
     if not rejected:
         return []
     head = (
-        f"{len(rejected):,} of {num_solutions:,} human solutions are not correct by the reward, and no "
-        "reason to leave one out; look at problems.solution and the references:"
+        f"{len(rejected):,} of {num_solutions:,} human solutions are not correct by the reward, which "
+        "leaves none of them out; look at problems.solution and the references:"
     )
     shown = rejected[:NUM_SHOWN]
     return [head, *(f"  {one.solution.problem_id}: {one.reason or one.verdict.value}" for one in shown)]

@@ -89,7 +89,7 @@ def test_human_solutions_alone_are_tuned_on_and_nothing_is_sampled_for_them(
     lengths = [len(tiny_tokenizer.encode(one.text, add_special_tokens=False)) + 1 for one in examples]
     assert done["iteration-01/training"]["num_tokens"] == sum(lengths), "each with its end"
     # Its reward wants an even length, and ` tr10` has five characters.
-    assert "6 of 16 human solutions are not correct by the reward, and are trained on all the same" in said
+    assert "6 of 16 human solutions are not correct by the reward, which leaves none of them out" in said
     assert said.count("\n  train-1") == 3
     (_, first) = summarize_run(RUN).to_json()["iterations"]
     assert (first["num_sampled"], first["num_kept"], first["num_human"]) == (0, 16, 16)

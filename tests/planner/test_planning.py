@@ -403,9 +403,10 @@ def test_the_e_step_is_planned_for_the_teacher_that_draws_it(tmp_path: Path) -> 
 def test_human_solutions_change_how_much_is_trained_on_and_drawn(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     once = ("--gpu", "h100", "--set", "num_iterations=1", "--set", "sampling.num_samples=4")
+    once += ("--set", "problems.solution=' {{ answer }}'")
 
-    def planned(kind: str) -> dict[str, Any]:
-        return _json(path, *once, "--success", "0.5", "--set", f"selection.human_solutions={kind}")
+    def planned(kind: str, *more: str) -> dict[str, Any]:
+        return _json(path, *once, "--success", "0.5", "--set", f"selection.human_solutions={kind}", *more)
 
     none, mix, solved, only = map(planned, ("none", "mix", "solved", "only"))
     num_train = only["training"]["num_examples"]
@@ -414,5 +415,9 @@ def test_human_solutions_change_how_much_is_trained_on_and_drawn(tmp_path: Path)
     assert solved["training"]["num_examples"] == pytest.approx((1 - 0.5**4) * num_train)
     spared = none["sampling"]["seconds"] + none["training"]["seconds"] - only["training"]["seconds"]
     assert none["total"]["seconds"] - only["total"]["seconds"] == pytest.approx(spared)
+    long = ("--set", "problems.solution=' {{ question * 200 }}'")
+    assert planned("none", *long)["training"]["longest"] == none["training"]["longest"]
+    for kind in ("mix", "only"):  # 200 questions of 5 tokens or so, and more than are sampled
+        assert planned(kind, *long)["training"]["longest"] > 800 > none["training"]["longest"]
     arguments = ["plan", str(path), *once, "--set", "selection.human_solutions=only"]
     assert "no E-step is drawn: D_1 is of human solutions" in CliRunner().invoke(app, arguments).output
