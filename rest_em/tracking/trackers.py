@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -116,7 +117,9 @@ class WandB:
         settings = wandb.Settings(
             console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS
         )
-        try:
+        with ExitStack() as unless_open:
+            # Else its own process takes the run for open, and the next try waits for ever.
+            unless_open.callback(wandb.teardown)
             self._run = wandb.init(
                 project=run.project,
                 name=run.name,
@@ -127,9 +130,7 @@ class WandB:
             )
             # A resume may have more iterations.
             self._run.config.update(dict(run.recipe), allow_val_change=True)
-        except Exception:
-            wandb.teardown()  # else its own process takes the run for open, and the next try waits for ever
-            raise
+            unless_open.pop_all()
         own = Path(self._run.dir).parent
         self.where = f"wandb sync {own}" if self._run.offline else str(self._run.url)
         for prefix, axis in AXES.items():
