@@ -1,7 +1,7 @@
-"""A prompt as token ids, and how many ids a model takes: the same for sampling and training.
+"""A prompt as token ids, and how many ids a model takes or sees: the same for sampling and training.
 
-Needs a transformers tokenizer or configuration as argument and imports nothing of transformers. A sampled
-solution's tokens are those that were sampled; only what was written elsewhere is encoded here.
+Needs a transformers tokenizer or configuration as argument. A sampled solution's tokens are those that were
+sampled; only what was written elsewhere is encoded here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ def max_positions(config: PretrainedConfig) -> int | None:
     """Return the longest sequence that a model's positions allow; None if its configuration has no limit."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def sliding_window(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the narrowest layer sees, None if all see everything."""
+    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=config).layers
+    windows = [layer.get_max_length() for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return min(windows, default=None)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:

@@ -24,7 +24,7 @@ from rest_em.sampling.policy import LoadedPolicy
 from rest_em.sampling.progress import Observer
 from rest_em.sampling.shared_prefix import SharedPrefixSampler
 from rest_em.sampling.stock import StockSampler
-from rest_em.tokens import encode_prompt
+from rest_em.tokens import encode_prompt, sliding_window
 from rest_em.types import DrawRequest, Problem, Sampler, Solution
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class _WindowedSampler:
 
     def __init__(self, policy: LoadedPolicy, shared_prefix: Sampler, stock: Sampler) -> None:
         self._policy = policy
-        self._window = sliding_window(policy.model)
+        self._window = sliding_window(policy.model.config)
         self._shared_prefix = shared_prefix
         self._stock = stock
 
@@ -71,15 +71,6 @@ class _WindowedSampler:
         longest = max(len(encode_prompt(self._policy.tokenizer, problem.prompt)) for problem, _ in unit)
         fits = longest + request.params.max_new_tokens <= self._window
         return (self._shared_prefix if fits else self._stock)(request, unit)
-
-
-def sliding_window(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the narrowest layer sees, None if all see everything."""
-    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
-
-    layers = DynamicCache(config=model.config).layers
-    windows = [layer.get_max_length() for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    return min(windows, default=None)
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:

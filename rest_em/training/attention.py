@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rest_em.packs import FAMILIES, Segment
+from rest_em.tokens import sliding_window
 
 NAME = "rest_em_packed"
 """The attention's name in transformers; `flash` in it would make models unpad their input."""
@@ -117,18 +118,7 @@ def why_not_packed(config: PretrainedConfig, longest: int) -> str | None:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, key, None) is not None:
             return f"it has {key}"
-    window = narrowest_window(config)
+    window = sliding_window(config)
     if window is not None and window < longest:
         return f"it has a sliding window of {window} tokens, and the longest example has {longest}"
     return None
-
-
-def narrowest_window(config: PretrainedConfig) -> int | None:
-    """Return how many tokens the narrowest layer sees, None if all see everything."""
-    from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
-
-    layers = DynamicCache(config=config).layers
-    return min(
-        (layer.get_max_length() for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)),
-        default=None,
-    )

@@ -9,10 +9,11 @@ import transformers as hf
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rest_em.errors import SamplingError
-from rest_em.sampling.engine import make_sampler, sliding_window, unsupported_reason
+from rest_em.sampling.engine import make_sampler, unsupported_reason
 from rest_em.sampling.policy import in_memory
 from rest_em.sampling.shared_prefix import SharedPrefixSampler
 from rest_em.sampling.stock import StockSampler
+from rest_em.tokens import sliding_window
 from rest_em.types import DrawRequest, Problem, SamplingParams
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
@@ -180,7 +181,7 @@ def test_a_unit_longer_than_the_sliding_window_is_decoded_like_generate(tiny_tok
     torch.manual_seed(1)
     config = hf.MistralConfig(**GATED, vocab_size=len(tiny_tokenizer), sliding_window=8, eos_token_id=2)
     policy = in_memory(hf.MistralForCausalLM(config).eval(), tiny_tokenizer)
-    assert sliding_window(policy.model) == 8
+    assert sliding_window(policy.model.config) == 8
     sampler = make_sampler(policy, "auto", nothing)
     for prompts, max_new_tokens in ((["9", "ab"], 4), (WITHOUT_HEAD, 12)):
         wanted = request(prompts, max_new_tokens=max_new_tokens)
