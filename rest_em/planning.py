@@ -32,6 +32,7 @@ from rest_em.planner.workload import Lengths, Workload
 from rest_em.problem_sets import ProblemSets
 from rest_em.problems import base_variants, teacher_variant, training_variant, tuned_variant
 from rest_em.recipe import ModelSection, Recipe
+from rest_em.stages import uses_deepspeed
 from rest_em.types import Messages, Problem
 
 CHARACTERS_PER_TOKEN = 3.5
@@ -63,7 +64,7 @@ class Launch:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], num_ranks: int) -> Launch:
         """Return what accelerate tells the processes that it starts."""
-        if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        if not uses_deepspeed(environment):
             return cls("ddp" if num_ranks > 1 else "single")
         file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         if file != "none":

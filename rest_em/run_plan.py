@@ -29,7 +29,7 @@ from rest_em.problem_sets import ProblemSets
 from rest_em.recipe import Recipe
 from rest_em.report.plan import gib
 from rest_em.report.run_plan import plan_lines
-from rest_em.stages import Ranks
+from rest_em.stages import Ranks, uses_deepspeed
 from rest_em.storage import write_json
 from rest_em.usage import measured_stages
 
@@ -111,8 +111,7 @@ def refuse_impossible(recipe: Recipe, environment: Mapping[str, str]) -> None:
     lines = []
     if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         lines.append("the launch file chooses FSDP; DDP or DeepSpeed is wanted, see docs/launch.md")
-    uses_deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if recipe.quantization is not None and uses_deepspeed:
+    if recipe.quantization is not None and uses_deepspeed(environment):
         lines.append(
             f"{recipe.place('quantization')}: quantization: a quantised base is not trained with DeepSpeed, "
             "whose ranks would share out adapters alone; launch it with launch/ddp.yaml or "

@@ -113,6 +113,11 @@ class _Command:
     """Whether the run has ended and followers leave."""
 
 
+def uses_deepspeed(environment: Mapping[str, str]) -> bool:
+    """Say whether the launch file chooses DeepSpeed."""
+    return environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
 def stage_environment(
     ranks: Ranks, port: int, environment: Mapping[str, str], *, is_training: bool
 ) -> dict[str, str]:
@@ -131,7 +136,7 @@ def stage_environment(
         }
     for key in RANK_VARIABLES:
         child.pop(key, None)
-    if ranks.world_size > 1 or child.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if ranks.world_size > 1 or uses_deepspeed(child):
         child |= {
             "RANK": str(ranks.rank),
             "WORLD_SIZE": str(ranks.world_size),
@@ -434,7 +439,7 @@ def _check_nonce(store: Store, beats: _Beats) -> None:
 
 
 def _free_port(ranks: Ranks) -> int:
-    if ranks.world_size == 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+    if ranks.world_size == 1 and not uses_deepspeed(os.environ):
         return 0
     with socket.socket() as probe:
         probe.bind(("", 0))

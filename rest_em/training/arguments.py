@@ -13,16 +13,12 @@ from rest_em.batches import divide_global_batch
 from rest_em.devices import device_type, has_native_bfloat16
 from rest_em.errors import TrainingError
 from rest_em.recipe import TrainingSection
+from rest_em.stages import uses_deepspeed
 from rest_em.training.attention import why_not_packed
 from rest_em.training.loader import Packing
 
 EAGER_MAX_LENGTH = 128
 """Tokens up to which a CPU's eager attention beats SDPA; its memory grows with the square."""
-
-
-def uses_deepspeed() -> bool:
-    """Say whether the launch file chooses DeepSpeed."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def training_arguments(section: TrainingSection, output: Path, order_seed: str) -> TrainingArguments:
@@ -34,7 +30,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
     is_on_cpu = device == "cpu"
     bf16 = has_native_bfloat16(device) if section.bf16 == "auto" else section.bf16
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"
-    if uses_deepspeed():
+    if uses_deepspeed(os.environ):
         _prepare_deepspeed(accumulation, is_on_cpu=is_on_cpu)
     defaults = {
         "train_sampling_strategy": "group_by_length",
@@ -42,7 +38,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         "ddp_broadcast_buffers": False,
     }
     # transformers refuses bf16 on a CPU unless use_cpu is set, which would turn DeepSpeed off.
-    is_bf16_refused = uses_deepspeed() and is_on_cpu
+    is_bf16_refused = uses_deepspeed(os.environ) and is_on_cpu
     arguments = TrainingArguments(
         **{**defaults, **(section.model_extra or {})},
         output_dir=str(output),
@@ -52,7 +48,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         learning_rate=section.learning_rate,
         bf16=bf16 and not is_bf16_refused,
         seed=random.Random(order_seed).getrandbits(31),
-        use_cpu=is_on_cpu and not uses_deepspeed(),
+        use_cpu=is_on_cpu and not uses_deepspeed(os.environ),
         ddp_backend="gloo" if is_on_cpu and num_ranks > 1 else None,
         save_strategy="no",
         logging_strategy="steps",
@@ -61,7 +57,7 @@ def training_arguments(section: TrainingSection, output: Path, order_seed: str) 
         report_to="none",
         disable_tqdm=True,
     )
-    if uses_deepspeed():
+    if uses_deepspeed(os.environ):
         # Where the optimiser is offloaded, torch's own steps on the host: as quick as DeepSpeed's, which
         # would have to be compiled; see docs/launch.md.
         assert arguments.deepspeed_plugin is not None, "TrainingArguments heeds ACCELERATE_USE_DEEPSPEED"

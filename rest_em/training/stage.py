@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ from rest_em.errors import TrainingError
 from rest_em.points import STEPS
 from rest_em.processes import keep_freed_memory
 from rest_em.recipe import TrainingSection
+from rest_em.stages import uses_deepspeed
 from rest_em.storage import append_lines, read_examples, write_json
-from rest_em.training.arguments import choose_attention, choose_packing, training_arguments, uses_deepspeed
+from rest_em.training.arguments import choose_attention, choose_packing, training_arguments
 from rest_em.training.base import Base, tokenizer_of
 from rest_em.training.checkpoints import Checkpoints
 from rest_em.training.examples import encode_examples, length_limit
@@ -61,7 +63,7 @@ def main(spec: dict[str, Any]) -> None:
     at_start = resident_bytes()
     if device_type() == "cpu":
         keep_freed_memory()
-    if spec.get("quantization") and uses_deepspeed():
+    if spec.get("quantization") and uses_deepspeed(os.environ):
         raise TrainingError(
             "quantization: a quantised base is not trained with DeepSpeed, whose ranks would share out "
             "adapters alone; launch it with launch/ddp.yaml or launch/single_gpu.yaml"
