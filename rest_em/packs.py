@@ -2,7 +2,8 @@
 
 A pack is a tree: its segments are runs of tokens, and a token sees its own segment up to itself and the whole
 segments that its example begins with. So no example sees another, and every token has the position that it
-has alone. Only prompts are shared: each solution stands by itself. Pure functions of token ids; tensors and
+has alone. Only prompts are shared: each solution stands by itself. Here too is what the M-step and its plan must
+agree on: which models are packed, and in how many parts logits are computed. Pure functions; tensors and
 attention are left to `rest_em.training`.
 """
 
@@ -86,11 +87,6 @@ def pack_examples(examples: Sequence[EncodedExample], *, share_prefixes: bool) -
         for index in range(len(examples)):
             _append(pack, examples[index], index, ())
     return pack
-
-
-def num_packed_tokens(examples: Sequence[EncodedExample], *, share_prefixes: bool) -> int:
-    """Return the tokens that a pack of these examples has."""
-    return len(pack_examples(examples, share_prefixes=share_prefixes).token_ids)
 
 
 def num_chunks(num_tokens: int, vocab_size: int) -> int:
