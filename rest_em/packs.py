@@ -2,9 +2,9 @@
 
 A pack is a tree: its segments are runs of tokens, and a token sees its own segment up to itself and the whole
 segments that its example begins with. So no example sees another, and every token has the position that it
-has alone. Only prompts are shared: each solution stands by itself. Here too is what the M-step and its plan must
-agree on: which models are packed, and in how many parts logits are computed. Pure functions; tensors and
-attention are left to `rest_em.training`.
+has alone. Only prompts are shared: each solution stands by itself. Here too is what the M-step and its plan
+must agree on: which models are packed, and in how many parts logits are computed. Pure functions; tensors
+and attention are left to `rest_em.training`.
 """
 
 from __future__ import annotations
