@@ -1,4 +1,4 @@
-"""D_i as the model reads it."""
+"""D_i as the model reads it; how its batches are made is left to `rest_em.batches` and `loader`."""
 
 from __future__ import annotations
 
