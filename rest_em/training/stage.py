@@ -96,7 +96,7 @@ def main(spec: dict[str, Any]) -> None:
     for callback in (journal, interruptions):  # an epoch's folder comes before the checkpoint behind it
         trainer.add_callback(callback)
     if not interruptions.leaves_at_once():
-        train_from(start.checkpoint(output), trainer, interruptions)
+        train_to_end(start.checkpoint(output), trainer, interruptions)
         count()
     if trainer.is_world_process_zero() and not interruptions.has_left:
         counts = {
@@ -115,7 +115,7 @@ def count_work(meter: Meter, trainer: WeightedTrainer, journal: Journal) -> None
     journal.work_seconds = 0.0
 
 
-def train_from(checkpoint: str | None, trainer: Trainer, interruptions: Interruptions) -> None:
+def train_to_end(checkpoint: str | None, trainer: Trainer, interruptions: Interruptions) -> None:
     """Train to the end, or until the training is left.
 
     Raises:
